@@ -1,0 +1,174 @@
+//! What the admin calls answer.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{json, problem, text};
+use crate::{
+    config::values::Share,
+    server::Control,
+    snapshot::{Reloaded, Route, Snapshot, explain},
+    telemetry::metrics::{self, Arm},
+};
+
+pub(super) fn metrics(control: &Control) -> Response<Bytes> {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match metrics::encode(control.store.clone()) {
+        Ok(page) => text(StatusCode::OK, kind, page),
+        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+pub(super) fn status(control: &Control) -> Value {
+    let snapshot = control.store.current();
+    let status = control.store.status();
+    let process = &control.store.process;
+    let public = control.public.lock().map(|address| address.to_string()).unwrap_or_default();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "started": control.started.to_string(),
+        "ready": control.ready.load(Relaxed),
+        "workers": control.store.workers,
+        "listen": public,
+        "connections": process.clients.load(Relaxed),
+        "tunnels": process.tunnels.load(Relaxed),
+        "config": {
+            "file": control.store.path().display().to_string(),
+            "files": status.files,
+            "generation": snapshot.generation,
+            "hash": format!("{:016x}", snapshot.hash),
+            "loaded": snapshot.loaded.to_string(),
+            "current": status.error.is_none(),
+            "error": status.error,
+            "diagnostics": status.refused.map(|report| report.diagnostics),
+            "warnings": status.warnings.diagnostics,
+        },
+        "upstreams": snapshot.upstreams.iter().map(|upstream| json!({
+            "name": *upstream.name,
+            "url": format!("{}://{}", if upstream.url.tls { "https" } else { "http" }, upstream.url.authority),
+            "connections": upstream.stats.open.load(Relaxed),
+            "connects_failed": upstream.stats.failed.load(Relaxed),
+        })).collect::<Vec<_>>(),
+        "routes": routes(&snapshot),
+    })
+}
+
+pub(super) fn routes(snapshot: &Snapshot) -> Value {
+    snapshot.routes.iter().map(|route| describe(route, snapshot)).collect()
+}
+
+pub(super) fn route(snapshot: &Snapshot, name: &str) -> Response<Bytes> {
+    // A name may be a path: accepted as it is and percent-encoded.
+    let decoded = percent_decode(name);
+    let found = snapshot.routes.iter().find(|route| &*route.name == name || *route.name == *decoded);
+    match found {
+        Some(route) => json(StatusCode::OK, &describe(route, snapshot)),
+        None => problem(
+            StatusCode::NOT_FOUND,
+            &format!("no route is called `{}`; `/api/routes` lists them", decoded.escape_debug()),
+        ),
+    }
+}
+
+fn percent_decode(text: &str) -> String {
+    let mut out = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let escape = (byte == b'%')
+            .then(|| tail.get(..2).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()))
+            .flatten();
+        out.push(escape.unwrap_or(byte));
+        rest = if escape.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn describe(route: &Route, snapshot: &Snapshot) -> Value {
+    let name = |index: usize| &*snapshot.upstreams[index].name;
+    let arms: serde_json::Map<String, Value> = Arm::ALL
+        .into_iter()
+        .map(|arm| {
+            let totals = route.stats.totals(arm);
+            let [_, ok, redirected, client, server, aborted] = totals.classes;
+            let counts = json!({"2xx": ok, "3xx": redirected, "4xx": client, "5xx": server, "aborted": aborted, "in_flight": totals.in_flight});
+            (arm.word().to_owned(), counts)
+        })
+        .collect();
+    json!({
+        "name": *route.name,
+        "match": *route.path,
+        "stage": route.stage.word(),
+        "service": route.service.map(name),
+        "baseline": name(route.baseline),
+        "share": route.cohort.as_ref().map(|values| Share(values.cohort.share).to_string()),
+        "group": route.cohort.as_ref().map(|values| values.cohort.group.to_string()),
+        "requests": arms,
+    })
+}
+
+pub(super) async fn reload(control: &Arc<Control>) -> Response<Bytes> {
+    match control.reload("POST /api/reload").await {
+        Ok(Reloaded::Loaded(generation)) => {
+            json(StatusCode::OK, &json!({"result": "reloaded", "generation": generation}))
+        }
+        Ok(Reloaded::Unchanged) => json(StatusCode::OK, &json!({"result": "unchanged"})),
+        Err(report) => {
+            let told = json!({
+                "type": "about:blank",
+                "title": "The file was refused",
+                "status": 422,
+                "detail": "what ran before goes on running; mend the file and reload again",
+                "errors": report.diagnostics,
+            });
+            crate::error::problem_response(StatusCode::UNPROCESSABLE_ENTITY, &told)
+        }
+    }
+}
+
+/// A request to explain.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    #[serde(default = "get")]
+    method: String,
+    url: String,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    client: Option<IpAddr>,
+}
+
+fn get() -> String {
+    "GET".to_owned()
+}
+
+pub(super) fn explain(snapshot: &Snapshot, body: &Bytes) -> Response<Bytes> {
+    let told = serde_json::from_slice(body).map_err(|error| error.to_string()).and_then(|asked: Asked| {
+        let method =
+            Method::from_bytes(asked.method.as_bytes()).map_err(|_| format!("not a method: `{}`", asked.method))?;
+        let url: Uri = asked.url.parse().map_err(|_| format!("not a URL: `{}`", asked.url))?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in asked.headers {
+            let pair = (name.parse::<HeaderName>(), HeaderValue::try_from(value));
+            let (Ok(name), Ok(value)) = pair else { return Err(format!("not a header: `{name}`")) };
+            headers.append(name, value);
+        }
+        let client = asked.client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        serde_json::to_value(explain::explain(snapshot, &method, &url, headers, client))
+            .map_err(|error| error.to_string())
+    });
+    match told {
+        Ok(told) => json(StatusCode::OK, &told),
+        Err(why) => problem(
+            StatusCode::BAD_REQUEST,
+            &format!("{why}; send {{\"method\": \"GET\", \"url\": \"/path\", \"headers\": {{}}}}"),
+        ),
+    }
+}

@@ -1,0 +1,114 @@
+//! Who may call: against pages on other sites, names that are rebound to us, and strangers.
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
+
+use super::problem;
+use crate::routing::table::normalise_host;
+
+/// The field that each POST must have: a form on another site cannot send it.
+const CUSTOM: HeaderName = HeaderName::from_static("x-gateway-admin");
+
+/// Lets a call through, or gives the refusal.
+pub(super) fn check(parts: &Parts, token: Option<&str>) -> Result<(), Response<Bytes>> {
+    let headers = &parts.headers;
+    let refuse = |detail: &str| Err(problem(StatusCode::FORBIDDEN, detail));
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let bearer = bearer(headers);
+    let authorised = match (token, bearer) {
+        (None, _) => false,
+        (Some(token), Some(given)) if same(token.as_bytes(), given.as_bytes()) => true,
+        (Some(_), given) => {
+            let error = if given.is_some() { "Bearer error=\"invalid_token\"" } else { "Bearer" };
+            let mut response =
+                problem(StatusCode::UNAUTHORIZED, "send `Authorization: Bearer TOKEN` with the token of `admin:`");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(error));
+            return Err(response);
+        }
+    };
+    // A name can be made to point here by whoever owns it; an address and `localhost` cannot. The token cannot be guessed.
+    if !authorised && !is_ours(host) {
+        return refuse("call the admin listener by an IP address or by `localhost`");
+    }
+    if let Some(origin) = headers.get(header::ORIGIN) {
+        let same_site = origin
+            .to_str()
+            .ok()
+            .and_then(|origin| origin.split_once("://"))
+            .is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(host));
+        if !same_site {
+            return refuse("pages of other origins may not call the admin listener");
+        }
+    }
+    if let Some(site) = headers.get("sec-fetch-site")
+        && site != "same-origin"
+        && site != "none"
+    {
+        return refuse("pages of other sites may not call the admin listener");
+    }
+    if parts.method == Method::POST && !authorised && !headers.contains_key(CUSTOM) {
+        return refuse("send the field `X-Gateway-Admin: 1` with each POST");
+    }
+    Ok(())
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Compares without telling by its time how much was right.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+}
+
+fn is_ours(host: &str) -> bool {
+    let name = normalise_host(host.as_bytes());
+    let name = String::from_utf8_lossy(&name);
+    name == "localhost" || name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(method: Method, token: Option<&str>, fields: &[(&str, &str)]) -> u16 {
+        let mut request = http::Request::builder().method(method).uri("/api/reload");
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        check(&parts, token).err().map_or(200, |refusal| refusal.status().as_u16())
+    }
+
+    #[test]
+    fn without_a_token_only_local_same_site_calls_pass() {
+        let get = |fields: &[(&str, &str)]| status(Method::GET, None, fields);
+        assert_eq!(get(&[("host", "127.0.0.1:9901")]), 200);
+        assert_eq!(get(&[("host", "[::1]:9901")]), 200);
+        assert_eq!(
+            get(&[("host", "localhost:9901"), ("origin", "http://localhost:9901"), ("sec-fetch-site", "same-origin")]),
+            200
+        );
+        assert_eq!(get(&[]), 403);
+        assert_eq!(get(&[("host", "evil.example:9901")]), 403);
+        assert_eq!(get(&[("host", "localhost:9901"), ("origin", "http://evil.example")]), 403);
+        assert_eq!(get(&[("host", "localhost:9901"), ("origin", "null")]), 403);
+        assert_eq!(get(&[("host", "localhost:9901"), ("sec-fetch-site", "cross-site")]), 403);
+        assert_eq!(status(Method::POST, None, &[("host", "localhost")]), 403);
+        assert_eq!(status(Method::POST, None, &[("host", "localhost"), ("x-gateway-admin", "1")]), 200);
+    }
+
+    #[test]
+    fn with_a_token_nothing_passes_without_it() {
+        let get = |fields: &[(&str, &str)]| status(Method::GET, Some("secret"), fields);
+        assert_eq!(get(&[("host", "localhost")]), 401);
+        assert_eq!(get(&[("host", "localhost"), ("authorization", "Bearer wrong!")]), 401);
+        assert_eq!(get(&[("host", "gateway.internal"), ("authorization", "bearer secret")]), 200);
+        assert_eq!(get(&[("host", "a"), ("authorization", "Bearer secret"), ("origin", "http://b")]), 403);
+        assert_eq!(status(Method::POST, Some("secret"), &[("host", "a"), ("authorization", "Bearer secret")]), 200);
+    }
+}

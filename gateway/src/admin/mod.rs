@@ -1,0 +1,180 @@
+//! The admin listener: health, metrics, status, reload. Never on the public listener.
+//!
+//! Each call passes the same gate before anything else: a Host that no foreign page
+//! can point at us, no cross-site request, the token where there is one, and on each POST a
+//! field that a cross-site form cannot send.
+
+mod api;
+mod gate;
+
+use std::{convert::Infallible, net::TcpListener, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::{error::problem_response, server::Control};
+
+/// Connections to one admin listener at a time.
+const CONNECTIONS: usize = 256;
+/// The largest body of a call.
+const BODY: usize = 64 * 1024;
+/// How long a caller may take over a head, or between two calls.
+const HEAD: Duration = Duration::from_secs(30);
+
+/// Which listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Everything, behind the gate.
+    Admin,
+    /// `/healthz` and `/readyz` alone, for probes.
+    Health,
+}
+
+/// The admin side of the process.
+#[derive(Clone)]
+pub struct Admin {
+    control: Arc<Control>,
+}
+
+impl Admin {
+    /// For this process.
+    pub fn new(control: Arc<Control>) -> Self {
+        Self { control }
+    }
+
+    /// Serves both listeners, and whatever takes their place.
+    pub async fn serve(
+        self,
+        admin: TcpListener,
+        health: Option<TcpListener>,
+        mut commands: mpsc::Receiver<(Kind, Option<TcpListener>)>,
+    ) {
+        let spawn = |kind: Kind, listener: TcpListener| tokio::task::spawn_local(self.clone().listen(kind, listener));
+        let mut running = [Some(spawn(Kind::Admin, admin)), health.map(|listener| spawn(Kind::Health, listener))];
+        while let Some((kind, listener)) = commands.recv().await {
+            let old = std::mem::replace(&mut running[kind as usize], listener.map(|listener| spawn(kind, listener)));
+            if let Some(old) = old {
+                old.abort();
+            }
+        }
+    }
+
+    async fn listen(self, kind: Kind, listener: TcpListener) {
+        let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let tcp = match listener.accept().await {
+                Ok((tcp, _)) => tcp,
+                Err(error) => {
+                    tracing::warn!(%error, "the admin listener cannot accept");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let this = self.clone();
+            tokio::task::spawn_local(async move {
+                let service = service_fn(|request| this.answer(kind, request));
+                let mut builder = http1::Builder::new();
+                builder.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BODY);
+                // A caller that hangs up is no news.
+                let _ = builder.serve_connection(TokioIo::new(tcp), service).await;
+                drop(place);
+            });
+        }
+    }
+
+    async fn answer(&self, kind: Kind, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path();
+        let mut response = match (kind, path) {
+            (Kind::Health, "/healthz" | "/readyz") => self.health(path),
+            (Kind::Health, _) => problem(StatusCode::NOT_FOUND, "this listener has `/healthz` and `/readyz` alone"),
+            (Kind::Admin, _) => {
+                let token = self.control.store.current().admin_token.clone();
+                match gate::check(&parts, token.as_deref()) {
+                    Err(refusal) => refusal,
+                    Ok(()) => match Limited::new(body, BODY).collect().await {
+                        Ok(body) => self.call(&parts, &body.to_bytes()).await,
+                        Err(_) => problem(StatusCode::PAYLOAD_TOO_LARGE, "send at most 64 KiB"),
+                    },
+                }
+            }
+        };
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        Ok(response.map(Full::new))
+    }
+
+    async fn call(&self, parts: &http::request::Parts, body: &Bytes) -> Response<Bytes> {
+        let path = parts.uri.path();
+        let allowed = match path {
+            "/" | "/healthz" | "/readyz" | "/metrics" | "/api/status" | "/api/routes" => "GET, HEAD",
+            "/api/reload" | "/api/explain" => "POST",
+            _ if path.starts_with("/api/routes/") => "GET, HEAD",
+            _ => return problem(StatusCode::NOT_FOUND, "no such call; `/` lists them"),
+        };
+        let reads = parts.method == Method::GET || parts.method == Method::HEAD;
+        if reads != allowed.starts_with("GET") || (!reads && parts.method != Method::POST) {
+            let mut response = problem(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+            return response;
+        }
+        match path {
+            "/" => text(StatusCode::OK, "text/plain; charset=utf-8", INDEX),
+            "/healthz" | "/readyz" => self.health(path),
+            "/metrics" => api::metrics(&self.control),
+            "/api/status" => json(StatusCode::OK, &api::status(&self.control)),
+            "/api/routes" => json(StatusCode::OK, &api::routes(&self.control.store.current())),
+            "/api/reload" => api::reload(&self.control).await,
+            "/api/explain" => api::explain(&self.control.store.current(), body),
+            _ => api::route(&self.control.store.current(), path.trim_start_matches("/api/routes/")),
+        }
+    }
+
+    fn health(&self, path: &str) -> Response<Bytes> {
+        let ready = self.control.ready.load(std::sync::atomic::Ordering::Relaxed);
+        if path == "/healthz" || ready {
+            text(StatusCode::OK, "text/plain; charset=utf-8", "ok\n")
+        } else {
+            text(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", "draining\n")
+        }
+    }
+}
+
+const INDEX: &str = "\
+The gateway's admin listener.
+
+GET  /healthz            whether the process lives
+GET  /readyz             whether it wants traffic
+GET  /metrics            Prometheus metrics
+GET  /api/status         what runs
+GET  /api/routes[/NAME]  the routes, with their counts
+POST /api/explain        {\"method\", \"url\", \"headers\"}: what would happen to a request
+POST /api/reload         read the file again
+
+A POST needs the field `X-Gateway-Admin: 1`, or the token.
+";
+
+fn text(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Response<Bytes> {
+    let mut response = Response::new(text.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+fn json(status: StatusCode, value: &serde_json::Value) -> Response<Bytes> {
+    text(status, "application/json", format!("{value:#}\n"))
+}
+
+fn problem(status: StatusCode, detail: &str) -> Response<Bytes> {
+    let title = status.canonical_reason().unwrap_or("Error");
+    let problem =
+        serde_json::json!({"type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail});
+    problem_response(status, &problem)
+}

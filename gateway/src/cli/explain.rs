@@ -1,0 +1,51 @@
+//! `gateway explain`
+
+use std::{net::IpAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, anyhow};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+
+use super::offline;
+use crate::snapshot::explain::explain;
+
+#[derive(clap::Args)]
+pub(super) struct Explain {
+    /// The request's method.
+    method: Method,
+    /// Its URL, or its path alone.
+    url: Uri,
+    /// A field of its head.
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// The file.
+    #[arg(long, default_value = "routes.yaml", value_name = "FILE")]
+    config: PathBuf,
+    /// The address that it comes from, for cohorts by `ip`.
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    client: IpAddr,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Explain {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let mut headers = HeaderMap::new();
+        for text in &self.headers {
+            let (name, value) =
+                text.split_once(':').ok_or_else(|| anyhow!("not a header: `{text}`; write `name: value`"))?;
+            let name: HeaderName = name.trim().parse().with_context(|| format!("not a header's name: `{name}`"))?;
+            let value: HeaderValue =
+                value.trim().parse().with_context(|| format!("not a header's value: `{value}`"))?;
+            headers.append(name, value);
+        }
+        let (_, snapshot) = offline(&self.config)?;
+        let told = explain(&snapshot, &self.method, &self.url, headers, self.client);
+        if self.json {
+            println!("{:#}", serde_json::to_value(&told)?);
+        } else {
+            print!("{told}");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

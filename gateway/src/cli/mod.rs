@@ -1,0 +1,108 @@
+//! The commands. Exit codes: 0, 78 where a file is bad (`EX_CONFIG`), 1 for anything else, 2 for wrong arguments.
+
+mod check;
+#[cfg(feature = "demo")]
+mod demo;
+mod diff;
+mod explain;
+mod run;
+mod schema;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    config::{self, Config, Report},
+    snapshot::{Registry, Snapshot, compile},
+};
+
+/// The exit code for a file that is refused: `EX_CONFIG` of sysexits.h.
+const BAD_FILE: u8 = 78;
+
+/// The gateway in front of a monolith while it is being replaced.
+#[derive(Parser)]
+#[command(name = "gateway", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves.
+    #[command(after_help = "Example: gateway run routes.yaml")]
+    Run(run::Run),
+    /// Validates a file: prints every error with its line, and warns.
+    #[command(after_help = "Example: gateway check routes.yaml && git push")]
+    Check(check::Check),
+    /// Prints the JSON Schema of routes.yaml, for editors.
+    #[command(after_help = "Example: gateway schema > routes.schema.json")]
+    Schema(schema::Schema),
+    /// Says which route a request takes, why the others lost, and who answers.
+    #[command(
+        after_help = "Example: gateway explain GET 'http://shop.example.com/api/orders/42' -H 'cookie: session=abc'"
+    )]
+    Explain(explain::Explain),
+    /// Says which requests would go elsewhere under another file.
+    #[command(after_help = "Example: git show HEAD:routes.yaml > old.yaml; gateway diff old.yaml routes.yaml")]
+    Diff(diff::Diff),
+    /// Brings up a monolith, two services, the gateway and traffic, and tells the migration of one route.
+    #[cfg(feature = "demo")]
+    #[command(after_help = "Example: gateway demo --once")]
+    Demo(demo::Demo),
+    /// The demo's monolith and services.
+    #[cfg(feature = "demo")]
+    #[command(hide = true)]
+    Stub(legacy_stub::Options),
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run(run) => run.run(),
+        Command::Check(check) => check.run(),
+        Command::Schema(schema) => schema.run(),
+        Command::Explain(explain) => explain.run(),
+        Command::Diff(diff) => diff.run(),
+        #[cfg(feature = "demo")]
+        Command::Demo(demo) => demo.run(),
+        #[cfg(feature = "demo")]
+        Command::Stub(options) => legacy_stub::main(options).map(|()| ExitCode::SUCCESS).map_err(Into::into),
+    };
+    let error = match result {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
+    if let Some(report) = error.downcast_ref::<Report>() {
+        eprintln!("{report}\n\n{}", count(report));
+        return ExitCode::from(BAD_FILE);
+    }
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn count(report: &Report) -> String {
+    match report.errors() {
+        1 => "1 error; the file is refused".to_owned(),
+        n => format!("{n} errors; the file is refused"),
+    }
+}
+
+/// Loads and compiles a file, for a command that does not serve.
+fn offline(path: &Path) -> anyhow::Result<(Config, Snapshot)> {
+    let config = config::load_with_env(path)?;
+    let snapshot = compile(&config, &mut Registry::new(1), 1).map_err(anyhow::Error::msg)?;
+    Ok((config, snapshot))
+}
+
+/// The file that most commands take.
+#[derive(clap::Args)]
+struct File {
+    /// The file.
+    #[arg(default_value = "routes.yaml")]
+    file: PathBuf,
+}

@@ -1,0 +1,23 @@
+//! `gateway schema`
+
+use std::process::ExitCode;
+
+use crate::config::document;
+
+#[derive(clap::Args)]
+pub(super) struct Schema {
+    /// Prints the reference for people instead, as Markdown.
+    #[arg(long)]
+    markdown: bool,
+}
+
+impl Schema {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        if self.markdown {
+            print!("{}", document::markdown());
+        } else {
+            println!("{:#}", document::schema());
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,81 @@
+//! routes.yaml: text → tree → types → checked, every error with its line.
+//!
+//! [`load`] is all or nothing: a [`Config`] has passed every check, so what comes
+//! after need not doubt it. Knows nothing of tokio, sockets or the running gateway.
+
+mod check;
+mod diagnostic;
+pub mod document;
+mod env;
+pub mod file;
+mod source;
+mod tree;
+pub mod values;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+pub use check::{UNROUTED, Url, is_same_listener, parse_date, parse_url, prefix_segments, read_ca};
+pub use diagnostic::{Diagnostic, Report, Severity};
+pub use file::{FileConfig, RouteConfig, Stage, UpstreamConfig};
+use source::Sources;
+
+use crate::routing::{path::PathPolicy, table::Rule};
+
+/// A file, with its includes, that passed every check.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The main file's own keys; its `upstreams` and `routes` are below, joined with the includes'.
+    pub file: FileConfig,
+    /// Every upstream, `legacy` among them.
+    pub upstreams: BTreeMap<String, UpstreamConfig>,
+    /// Every route.
+    pub routes: Vec<RouteConfig>,
+    /// The rule of each route, in the same order.
+    pub rules: Vec<Rule>,
+    /// What is allowed but looks wrong.
+    pub warnings: Report,
+    /// The files that were read, for the watcher: the main one first.
+    pub files: Vec<PathBuf>,
+    /// The include patterns, resolved against the main file's folder.
+    pub include_patterns: Vec<String>,
+    /// A hash over the text of all files.
+    pub hash: u64,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// The admin listener.
+    pub admin: SocketAddr,
+    /// The probes' listener.
+    pub health: Option<SocketAddr>,
+    /// How paths are read.
+    pub paths: PathPolicy,
+    /// Whose forwarding headers are believed.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+}
+
+impl Config {
+    /// A path in the file, relative to the main file's folder.
+    pub fn resolve(&self, path: &str) -> PathBuf {
+        self.files.first().and_then(|main| main.parent()).unwrap_or(Path::new("")).join(path)
+    }
+
+    /// The name under which a route runs.
+    pub fn route_name(route: &RouteConfig) -> &str {
+        route.name.as_deref().unwrap_or(&route.matching.path)
+    }
+}
+
+/// Reads, checks and joins a file and its includes.
+///
+/// `variable` looks up environment variables.
+pub fn load(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Result<Config, Report> {
+    check::check(Sources::read(path, variable))
+}
+
+/// [`load`] with the process's own environment.
+pub fn load_with_env(path: &Path) -> Result<Config, Report> {
+    load(path, &|name| std::env::var(name).ok())
+}

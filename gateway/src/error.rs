@@ -1,0 +1,233 @@
+//! What can go wrong with a request, and the one table that turns it into a response.
+//!
+//! The client learns which system failed and how, never an address: details go to
+//! the log (RFC 9209 §4).
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+
+use crate::{fields, routing::path::Oddity};
+
+/// What went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The path can be read in two ways.
+    Path(Oddity),
+    /// The request is malformed; the text says how.
+    BadRequest(&'static str),
+    /// The client paused its body for too long.
+    ClientStalled,
+    /// The client's body broke off.
+    ClientAborted,
+    /// The body is larger than the route allows.
+    BodyTooLarge,
+    /// A retired or gone route does not take this request.
+    NotAllowed,
+    /// The name of the upstream did not resolve.
+    Dns,
+    /// It refused the connection.
+    ConnectionRefused,
+    /// It cannot be reached.
+    Unreachable,
+    /// It resolved to a listener of the gateway.
+    IpProhibited,
+    /// Connecting took too long.
+    ConnectTimeout,
+    /// All connections are in use, and enough requests wait.
+    ConnectionLimit,
+    /// The TLS handshake failed.
+    Tls,
+    /// Its certificate is not valid for its name.
+    Certificate,
+    /// The connection broke before the response began.
+    Terminated,
+    /// It does not take the request's body.
+    WriteTimeout,
+    /// No response within the time limit of a try.
+    AttemptTimeout,
+    /// No response within the time limit of the request.
+    RequestTimeout,
+    /// Its response is not HTTP.
+    Protocol,
+    /// Its 101 is not what was asked for.
+    Upgrade,
+    /// A bug in the gateway.
+    Internal,
+}
+
+/// A failed request.
+#[derive(Clone, Debug)]
+pub struct Error {
+    /// What went wrong.
+    pub kind: Kind,
+    /// The upstream that it went wrong with.
+    pub upstream: Option<Arc<str>>,
+    /// Whether the upstream may have seen the request: only what it never saw may be sent elsewhere whatever its method.
+    pub sent: bool,
+    /// For the log.
+    pub detail: String,
+    /// For `Allow`, where the method is the trouble.
+    pub allow: Option<HeaderValue>,
+}
+
+/// One row of the table.
+struct Row {
+    status: StatusCode,
+    title: &'static str,
+    /// The error type of `Proxy-Status` (RFC 9209 §2.3); none where the client is at fault and no proxy.
+    proxy_status: Option<&'static str>,
+}
+
+impl Kind {
+    fn row(self) -> Row {
+        let row = |status, title, proxy_status| Row { status, title, proxy_status };
+        match self {
+            Self::Path(_) | Self::BadRequest(_) => {
+                row(StatusCode::BAD_REQUEST, "Bad request", Some("http_request_error"))
+            }
+            Self::ClientAborted => {
+                row(StatusCode::BAD_REQUEST, "The request's body broke off", Some("http_request_error"))
+            }
+            Self::ClientStalled => {
+                row(StatusCode::REQUEST_TIMEOUT, "The request's body paused for too long", Some("http_request_error"))
+            }
+            Self::BodyTooLarge => {
+                row(StatusCode::PAYLOAD_TOO_LARGE, "The request's body is too large", Some("http_request_error"))
+            }
+            Self::NotAllowed => {
+                row(StatusCode::METHOD_NOT_ALLOWED, "The route does not take this request", Some("http_request_denied"))
+            }
+            Self::Dns => row(StatusCode::BAD_GATEWAY, "The upstream's name did not resolve", Some("dns_error")),
+            Self::ConnectionRefused => {
+                row(StatusCode::BAD_GATEWAY, "The upstream refused the connection", Some("connection_refused"))
+            }
+            Self::Unreachable => {
+                row(StatusCode::BAD_GATEWAY, "The upstream cannot be reached", Some("destination_ip_unroutable"))
+            }
+            Self::IpProhibited => {
+                row(StatusCode::BAD_GATEWAY, "The upstream is the gateway itself", Some("destination_ip_prohibited"))
+            }
+            Self::ConnectTimeout => {
+                row(StatusCode::GATEWAY_TIMEOUT, "Connecting to the upstream took too long", Some("connection_timeout"))
+            }
+            Self::ConnectionLimit => row(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Too many requests wait for the upstream",
+                Some("connection_limit_reached"),
+            ),
+            Self::Tls => {
+                row(StatusCode::BAD_GATEWAY, "The upstream's TLS handshake failed", Some("tls_protocol_error"))
+            }
+            Self::Certificate => {
+                row(StatusCode::BAD_GATEWAY, "The upstream's certificate is not valid", Some("tls_certificate_error"))
+            }
+            Self::Terminated => {
+                row(StatusCode::BAD_GATEWAY, "The upstream closed the connection", Some("connection_terminated"))
+            }
+            Self::WriteTimeout => row(
+                StatusCode::GATEWAY_TIMEOUT,
+                "The upstream does not take the request",
+                Some("connection_write_timeout"),
+            ),
+            Self::AttemptTimeout | Self::RequestTimeout => {
+                row(StatusCode::GATEWAY_TIMEOUT, "The upstream did not answer in time", Some("http_response_timeout"))
+            }
+            Self::Protocol => {
+                row(StatusCode::BAD_GATEWAY, "The upstream's answer is not valid HTTP", Some("http_protocol_error"))
+            }
+            Self::Upgrade => {
+                row(StatusCode::BAD_GATEWAY, "The upstream switched protocols unasked", Some("http_upgrade_failed"))
+            }
+            Self::Internal => row(StatusCode::INTERNAL_SERVER_ERROR, "Internal error", Some("proxy_internal_error")),
+        }
+    }
+
+    /// The error type of `Proxy-Status`, for logs and metrics.
+    pub fn word(self) -> &'static str {
+        self.row().proxy_status.unwrap_or("none")
+    }
+}
+
+impl Error {
+    /// An error before any upstream was involved.
+    pub fn new(kind: Kind) -> Self {
+        Self { kind, upstream: None, sent: false, detail: String::new(), allow: None }
+    }
+
+    /// An error with an upstream.
+    pub fn upstream(kind: Kind, upstream: &Arc<str>, sent: bool, detail: impl fmt::Display) -> Self {
+        Self { kind, upstream: Some(upstream.clone()), sent, detail: detail.to_string(), allow: None }
+    }
+
+    /// The response that the client gets.
+    pub fn response(&self) -> Response<Bytes> {
+        let row = self.kind.row();
+        let detail = match self.kind {
+            Kind::Path(oddity) => oddity.to_string(),
+            Kind::BadRequest(why) => why.to_owned(),
+            // Nothing else is for the client: it may name addresses.
+            Kind::NotAllowed => self.detail.clone(),
+            _ => String::new(),
+        };
+        let mut problem = serde_json::json!({"type": "about:blank", "title": row.title, "status": row.status.as_u16()});
+        if !detail.is_empty() {
+            problem["detail"] = detail.into();
+        }
+        if let Some(upstream) = &self.upstream {
+            problem["upstream"] = (**upstream).into();
+        }
+        let mut response = problem_response(row.status, &problem);
+        if let Some(error) = row.proxy_status {
+            let status = match &self.upstream {
+                Some(upstream) => format!("gw; error={error}; next-hop={upstream}"),
+                None => format!("gw; error={error}"),
+            };
+            if let Ok(value) = HeaderValue::try_from(status) {
+                response.headers_mut().insert(fields::PROXY_STATUS, value);
+            }
+        }
+        if row.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Some(allow) = &self.allow {
+            response.headers_mut().insert(header::ALLOW, allow.clone());
+        }
+        response
+    }
+}
+
+/// A response with a problem (RFC 9457) as its body.
+pub fn problem_response(status: StatusCode, problem: &serde_json::Value) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(problem.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    response
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.word())?;
+        if !self.detail.is_empty() {
+            write!(f, ": {}", self.detail)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_learns_who_failed_and_how_but_no_address() {
+        let error = Error::upstream(Kind::ConnectionRefused, &"orders".into(), false, "127.0.0.1:9001: refused");
+        let response = error.response();
+        assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+        assert_eq!(response.headers()[fields::PROXY_STATUS], "gw; error=connection_refused; next-hop=orders");
+        insta::assert_snapshot!(String::from_utf8_lossy(response.body()), @"");
+    }
+}

@@ -1,0 +1,114 @@
+//! Sees every outcome: what the client got, when its head was there, and whether it had all of it.
+//!
+//! The exchange is held by the response's body, so it ends when the body does.
+//! While the worker drains, it also asks the client to close.
+
+use std::{
+    pin::Pin,
+    task::{Context as Task, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Version, header};
+use http_body::{Body, Frame, SizeHint};
+use tower::Service;
+
+use super::{Later, always_ready};
+use crate::{
+    body::ResponseBody,
+    context::{Context, Request, Response},
+    error::Error,
+};
+
+/// The layer.
+#[derive(Clone, Debug)]
+pub struct Observe<S> {
+    inner: S,
+}
+
+impl<S> Observe<S> {
+    /// Around what turns every failure into a response.
+    pub fn new(inner: S) -> Self {
+        Self { inner }
+    }
+}
+
+impl<S> Service<Request> for Observe<S>
+where
+    S: Service<Request, Response = Response, Error = std::convert::Infallible>,
+    S::Future: 'static,
+{
+    type Response = http::Response<Observed>;
+    type Error = std::convert::Infallible;
+    type Future = Later<Self::Response, Self::Error>;
+
+    always_ready!();
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let context = request.context.clone();
+        let future = self.inner.call(request);
+        Box::pin(async move {
+            let mut response = match future.await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            };
+            context.status.set(response.status().as_u16());
+            context.head.set(Some(context.started.elapsed()));
+            if context.worker.draining.get()
+                && context.version < Version::HTTP_2
+                && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
+            {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response.map(|body| Observed::new(body, context)))
+        })
+    }
+}
+
+/// A body that knows how much of it went to the client.
+pub struct Observed {
+    body: ResponseBody,
+    context: Context,
+}
+
+impl Observed {
+    fn new(body: ResponseBody, context: Context) -> Self {
+        // hyper never polls a body that is at its end: of a HEAD, a 204, an empty answer.
+        context.complete.set(body.is_end_stream() || context.method == http::Method::HEAD);
+        Self { body, context }
+    }
+}
+
+impl Body for Observed {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+                this.context.sent.set(this.context.sent.get() + bytes);
+                // With a length hyper does not look for the end again.
+                if this.body.is_end_stream() {
+                    this.context.complete.set(true);
+                }
+            }
+            Poll::Ready(None) => this.context.complete.set(true),
+            Poll::Ready(Some(Err(error))) => {
+                *this.context.failure.borrow_mut() = Some((error.kind, error.detail.clone()));
+            }
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,106 @@
+//! Finds the route of a request, and answers what a route refuses: 410, 405, 413.
+
+use std::future::{Ready, ready};
+
+use futures_util::future::Either;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use tower::Service;
+
+use super::always_ready;
+use crate::{
+    body::ResponseBody,
+    config::Stage,
+    context::{Request, Response},
+    error::{Error, Kind, problem_response},
+    routing::{predicate::Head, table::Found},
+    snapshot::Route,
+};
+
+/// The layer.
+#[derive(Clone, Debug)]
+pub struct FindRoute<S> {
+    inner: S,
+}
+
+impl<S> FindRoute<S> {
+    /// Around all that depends on the route.
+    pub fn new(inner: S) -> Self {
+        Self { inner }
+    }
+}
+
+impl<S> Service<Request> for FindRoute<S>
+where
+    S: Service<Request, Response = Response, Error = Error>,
+{
+    type Response = Response;
+    type Error = Error;
+    type Future = Either<S::Future, Ready<Result<Response, Error>>>;
+
+    always_ready!();
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        match find(&request) {
+            None => Either::Left(self.inner.call(request)),
+            Some(answer) => Either::Right(ready(answer)),
+        }
+    }
+}
+
+/// Settles the route; an answer where the route itself gives it.
+fn find(request: &Request) -> Option<Result<Response, Error>> {
+    let Request { http, context } = request;
+    let snapshot = context.snapshot();
+    let path = http.uri().path().as_bytes();
+    let head = Head {
+        host: http.headers().get(header::HOST).map_or(b"", HeaderValue::as_bytes),
+        key: context.key.get().map_or_else(|| path.get(1..).unwrap_or_default(), Vec::as_slice),
+        method: http.method(),
+        headers: http.headers(),
+        query: http.uri().query().unwrap_or_default(),
+    };
+    let index = match snapshot.table.find(&head).found {
+        Found::Rule(index) => index,
+        Found::Nothing => snapshot.unrouted(),
+        Found::Refused(index) => {
+            context.route.set(index);
+            return Some(Err(refused(context.route())));
+        }
+    };
+    context.route.set(index);
+    let route = context.route();
+    context.connection.idle.set(route.limits.idle);
+    if route.stage == Stage::Gone {
+        return Some(Ok(gone(route)));
+    }
+    context.upload.set_limit(route.max_body);
+    if content_length(http.headers()).is_some_and(|length| length > route.max_body) {
+        return Some(Err(Error::new(Kind::BodyTooLarge)));
+    }
+    None
+}
+
+fn refused(route: &Route) -> Error {
+    let detail = format!(
+        "route `{}` is {} and takes only requests that match it whole; see its `match:`",
+        route.name,
+        route.stage.word()
+    );
+    Error { detail, allow: Some(route.allow.clone()), ..Error::new(Kind::NotAllowed) }
+}
+
+fn gone(route: &Route) -> Response {
+    let problem = serde_json::json!({
+        "type": "about:blank",
+        "title": "Gone",
+        "status": 410,
+        "detail": "what was here has been retired for good",
+    });
+    let mut response = problem_response(StatusCode::GONE, &problem).map(ResponseBody::Full);
+    response.headers_mut().extend(route.gone.clone());
+    response
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}

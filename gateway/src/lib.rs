@@ -1,0 +1,17 @@
+//! The strangler-fig gateway: stands in front of a monolith from the day its replacement begins.
+
+pub mod admin;
+pub mod body;
+pub mod cli;
+pub mod config;
+pub mod context;
+pub mod error;
+pub mod fields;
+pub mod layers;
+pub mod pipeline;
+pub mod routing;
+pub mod server;
+pub mod snapshot;
+pub mod telemetry;
+pub mod timer;
+pub mod upstream;

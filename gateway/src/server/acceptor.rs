@@ -1,0 +1,132 @@
+//! One thread that accepts for all workers and gives each connection to the least busy one.
+//!
+//! A listener that is closed or replaced is emptied first: whoever the kernel has
+//! already accepted is served.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    runtime::{Builder, LocalOptions},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
+};
+
+use super::worker::{Handed, Handle, Place};
+use crate::telemetry::metrics::ProcessStats;
+
+/// Connections that the kernel may hold for us.
+const BACKLOG: i32 = 4096;
+/// How long to wait when no file descriptor is left.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Binds a listener that does not block.
+pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart need not wait for the old connections' TIME_WAIT. Never SO_REUSEPORT: a second
+    // gateway on the same port must fail, not take half of the requests.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// What the acceptor is told.
+pub(super) enum Command {
+    /// Listens here from now on.
+    Replace(TcpListener),
+    /// Empties and closes the listener, says so, and ends.
+    Close(oneshot::Sender<()>),
+}
+
+/// Starts the thread.
+pub(super) fn start(
+    listener: TcpListener,
+    workers: Vec<Handle>,
+    stats: Arc<ProcessStats>,
+) -> io::Result<(mpsc::Sender<Command>, JoinHandle<()>)> {
+    let (sender, receiver) = mpsc::channel(4);
+    let thread = std::thread::Builder::new().name("acceptor".to_owned()).spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        let result = runtime.and_then(|runtime| runtime.block_on(accept(listener, &workers, &stats, receiver)));
+        if let Err(error) = result {
+            tracing::error!(%error, "the acceptor ended");
+        }
+    })?;
+    Ok((sender, thread))
+}
+
+async fn accept(
+    listener: TcpListener,
+    workers: &[Handle],
+    stats: &Arc<ProcessStats>,
+    mut commands: mpsc::Receiver<Command>,
+) -> io::Result<()> {
+    let mut listener = tokio::net::TcpListener::from_std(listener)?;
+    loop {
+        tokio::select! {
+            biased;
+            command = commands.recv() => match command {
+                Some(Command::Replace(new)) => {
+                    let old = std::mem::replace(&mut listener, tokio::net::TcpListener::from_std(new)?);
+                    empty(&old.into_std()?, workers, stats);
+                }
+                Some(Command::Close(closed)) => {
+                    empty(&listener.into_std()?, workers, stats);
+                    let _ = closed.send(());
+                    return Ok(());
+                }
+                None => return Ok(()),
+            },
+            accepted = listener.accept() => match accepted.and_then(|(tcp, peer)| Ok((tcp.into_std()?, peer))) {
+                Ok((tcp, peer)) => hand(tcp, peer, workers, stats),
+                Err(error) => survive(&error).await,
+            },
+        }
+    }
+}
+
+/// Takes all that the kernel has accepted.
+fn empty(listener: &TcpListener, workers: &[Handle], stats: &Arc<ProcessStats>) {
+    while let Ok((tcp, peer)) = listener.accept() {
+        if tcp.set_nonblocking(true).is_ok() {
+            hand(tcp, peer, workers, stats);
+        }
+    }
+}
+
+/// A client that left is nothing; no descriptor left is a pause, never an end.
+async fn survive(error: &io::Error) {
+    let left = matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    );
+    if !left {
+        tracing::warn!(%error, "cannot accept; raise the limit of open files (`ulimit -n`)");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn hand(tcp: TcpStream, peer: SocketAddr, workers: &[Handle], stats: &Arc<ProcessStats>) {
+    stats.accepted.fetch_add(1, Relaxed);
+    let mut order: Vec<&Handle> = workers.iter().collect();
+    order.sort_by_key(|worker| worker.connections.load(Relaxed));
+    let mut waiting = Some((tcp, peer));
+    for worker in order {
+        let Some((tcp, peer)) = waiting.take() else { return };
+        match worker.sender.try_send(Handed { tcp, peer, place: Place::take(worker, stats) }) {
+            Ok(()) => return,
+            Err(TrySendError::Full(back) | TrySendError::Closed(back)) => waiting = Some((back.tcp, back.peer)),
+        }
+    }
+    tracing::warn!("every worker has its hands full; a connection was closed");
+}

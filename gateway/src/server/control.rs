@@ -1,0 +1,213 @@
+//! The process: starts workers and listeners, follows the file and the signals, drains.
+
+use std::{
+    io::Write,
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+
+use super::{
+    acceptor::{self, Command, bind},
+    watch::Watch,
+    worker::{self, Phase},
+};
+use crate::{
+    admin::{self, Admin},
+    config::Report,
+    snapshot::{Listeners, Reloaded, Snapshot, Store},
+    telemetry::access_log::Writer,
+};
+
+/// What the command line says.
+pub struct Options {
+    /// How many workers.
+    pub workers: usize,
+    /// Where the access log goes.
+    pub log: Box<dyn Write + Send>,
+    /// Whether the end of standard input means the same as SIGTERM.
+    pub follow_stdin: bool,
+}
+
+/// The running process, for whoever may change it.
+pub struct Control {
+    /// What runs.
+    pub store: Arc<Store>,
+    /// Whether the gateway wants traffic.
+    pub ready: AtomicBool,
+    /// When it started.
+    pub started: jiff::Timestamp,
+    /// Where clients connect, as bound.
+    pub public: std::sync::Mutex<SocketAddr>,
+    acceptor: mpsc::Sender<Command>,
+    admin: mpsc::Sender<(admin::Kind, Option<TcpListener>)>,
+}
+
+impl Control {
+    /// Reads the file again, on a thread of its own; all or nothing, a changed listener included.
+    pub async fn reload(self: &Arc<Self>, why: &'static str) -> Result<Reloaded, Report> {
+        let this = self.clone();
+        let result = tokio::task::spawn_blocking(move || this.store.reload(|old, new| this.rebind(old, new))).await;
+        let result = match result {
+            Ok(result) => result,
+            Err(panic) => {
+                tracing::error!(%panic, "reading the file panicked; what ran before goes on running");
+                return Err(Report::default());
+            }
+        };
+        let file = self.store.path().display();
+        match &result {
+            Ok(Reloaded::Loaded(generation)) => tracing::info!(%file, generation, why, "reloaded"),
+            Ok(Reloaded::Unchanged) => tracing::info!(%file, why, "read again; nothing has changed"),
+            Err(report) => tracing::error!("the file was refused ({why}); what ran before goes on running\n{report}"),
+        }
+        result
+    }
+
+    /// Binds the listeners that changed before anything else happens; the result makes them take over.
+    fn rebind(&self, old: &Snapshot, new: &Snapshot) -> Result<impl FnOnce() + use<>, String> {
+        let bound = |changed: bool, address: SocketAddr| {
+            let listener = changed.then(|| bind(address)).transpose();
+            listener.map_err(|error| format!("cannot listen on `{address}`: {error}"))
+        };
+        let Listeners { public, admin, health } = new.listeners;
+        let before = old.listeners;
+        let public = bound(public != before.public, public)?;
+        let admin_listener = bound(admin != before.admin, admin)?;
+        let health_changed = health != before.health;
+        let health = health.map(|address| bound(health_changed, address)).transpose()?.flatten();
+        if let Some(address) = public.as_ref().and_then(|listener| listener.local_addr().ok())
+            && let Ok(mut known) = self.public.lock()
+        {
+            *known = address;
+        }
+        let (acceptor, admin) = (self.acceptor.clone(), self.admin.clone());
+        Ok(move || {
+            if let Some(listener) = public {
+                let _ = acceptor.blocking_send(Command::Replace(listener));
+            }
+            if let Some(listener) = admin_listener {
+                let _ = admin.blocking_send((admin::Kind::Admin, Some(listener)));
+            }
+            if health_changed {
+                let _ = admin.blocking_send((admin::Kind::Health, health));
+            }
+        })
+    }
+}
+
+/// Serves until told to stop.
+pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
+    let store = Arc::new(store);
+    let snapshot = store.current();
+    let listen = |address: SocketAddr| bind(address).with_context(|| format!("cannot listen on `{address}`"));
+    let public = listen(snapshot.listeners.public)?;
+    let admin_listener = listen(snapshot.listeners.admin)?;
+    let health = snapshot.listeners.health.map(listen).transpose()?;
+    let public_address = public.local_addr()?;
+    let admin_address = admin_listener.local_addr()?;
+    let health_address = health.as_ref().and_then(|listener| listener.local_addr().ok());
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+
+    let writer = Writer::start(options.log)?;
+    let (phase, watched) = watch::channel(Phase::Running);
+    let mut workers = Vec::new();
+    let mut threads = Vec::new();
+    for index in 0..options.workers {
+        let (handle, thread) = worker::start(index, store.clone(), writer.log(store.process.clone()), watched.clone())?;
+        workers.push(handle);
+        threads.push(thread);
+    }
+    let (acceptor, accepting) = acceptor::start(public, workers, store.process.clone())?;
+    let (admin, commands) = mpsc::channel(4);
+    let control = Arc::new(Control {
+        store: store.clone(),
+        ready: AtomicBool::new(true),
+        started: jiff::Timestamp::now(),
+        public: std::sync::Mutex::new(public_address),
+        acceptor: acceptor.clone(),
+        admin,
+    });
+    tokio::task::spawn_local(Admin::new(control.clone()).serve(admin_listener, health, commands));
+    for warning in &store.status().warnings.diagnostics {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(
+        public = %public_address,
+        admin = %admin_address,
+        health = %health_address.map_or_else(|| "none".to_owned(), |address| address.to_string()),
+        workers = options.workers,
+        routes = snapshot.routes.len() - 1,
+        "listening"
+    );
+    drop(snapshot);
+
+    let mut stdin = std::pin::pin!(end_of_stdin(options.follow_stdin));
+    let mut file = Watch::start(store.path(), store.status().include_patterns);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = &mut stdin, if options.follow_stdin => break,
+            _ = hangup.recv() => { let _ = control.reload("SIGHUP").await; }
+            () = file.changed() => { let _ = control.reload("the file changed").await; }
+        }
+        file.follow(Some(store.status().include_patterns));
+    }
+    let drained = drain(&control, &acceptor, &phase);
+    tokio::select! {
+        () = drained => {}
+        _ = terminate.recv() => tracing::warn!("told to stop a second time; leaving at once"),
+        _ = interrupt.recv() => tracing::warn!("told to stop a second time; leaving at once"),
+    }
+    let _ = phase.send(Phase::Stopping);
+    drop(acceptor);
+    let _ = accepting;
+    for thread in threads {
+        let _ = thread.join();
+    }
+    writer.finish();
+    Ok(())
+}
+
+async fn end_of_stdin(follow: bool) {
+    if follow {
+        let _ = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink())).await;
+    }
+}
+
+/// Fails readiness, waits, closes the listener, and lets what is in flight finish.
+async fn drain(control: &Control, acceptor: &mpsc::Sender<Command>, phase: &watch::Sender<Phase>) {
+    let drain = control.store.current().drain;
+    control.ready.store(false, Relaxed);
+    let process = &control.store.process;
+    let open = || process.clients.load(Relaxed) + process.tunnels.load(Relaxed);
+    tracing::info!(connections = open(), delay = ?drain.delay, limit = ?drain.limit, "draining");
+    tokio::time::sleep(drain.delay).await;
+    // Whoever comes until the listener is closed is served too; each response is a connection's last.
+    let _ = phase.send(Phase::Draining);
+    let (closed, closing) = oneshot::channel();
+    if acceptor.send(Command::Close(closed)).await.is_ok() {
+        let _ = closing.await;
+    }
+    let until = Instant::now() + drain.limit;
+    while open() > 0 && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    match open() {
+        0 => tracing::info!("drained"),
+        left => tracing::warn!(connections = left, "the drain's limit is over; closing what is left"),
+    }
+}

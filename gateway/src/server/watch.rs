@@ -1,0 +1,121 @@
+//! Notices that the file, or one that it includes, may have changed.
+//!
+//! The folders are watched, not the files: editors rename, a `ConfigMap` swaps a link
+//! beside the file. Every event is only a "maybe": the text is read, and read again
+//! until it stands still, so that a file that is being written is not taken half.
+
+use std::{
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::mpsc;
+
+/// How long the text must stand still.
+const STILL: Duration = Duration::from_millis(100);
+/// How often to look without an event: some file systems have none.
+const POLL: Duration = Duration::from_secs(10);
+
+/// Watches a file and its includes.
+pub(super) struct Watch {
+    main: PathBuf,
+    patterns: Vec<String>,
+    watcher: Option<RecommendedWatcher>,
+    folders: BTreeSet<PathBuf>,
+    events: mpsc::Receiver<()>,
+    seen: u64,
+}
+
+impl Watch {
+    /// Starts watching. Without the system's help it still polls.
+    pub(super) fn start(main: &Path, patterns: Vec<String>) -> Self {
+        let (sender, events) = mpsc::channel(1);
+        let watcher = notify::recommended_watcher(move |_| {
+            // One waiting event is as good as many.
+            let _ = sender.try_send(());
+        });
+        let watcher = watcher
+            .inspect_err(|error| tracing::warn!(%error, "cannot watch files; looking every {POLL:?} instead"))
+            .ok();
+        let mut this = Self { main: main.to_owned(), patterns, watcher, folders: BTreeSet::new(), events, seen: 0 };
+        this.follow(None);
+        this.seen = this.fingerprint();
+        this
+    }
+
+    /// Watches what a new file includes too.
+    pub(super) fn follow(&mut self, patterns: Option<Vec<String>>) {
+        if let Some(patterns) = patterns {
+            self.patterns = patterns;
+        }
+        let mut folders: BTreeSet<PathBuf> = BTreeSet::new();
+        for file in self.files() {
+            folders.extend(folder(&file));
+            // A link into another folder: that one's changes count too.
+            folders.extend(std::fs::canonicalize(&file).ok().and_then(|target| folder(&target)));
+        }
+        for pattern in &self.patterns {
+            let fixed = pattern.split(['*', '?', '[']).next().unwrap_or_default();
+            folders.extend(fixed.rfind('/').map(|slash| PathBuf::from(&fixed[..=slash])));
+        }
+        if let Some(watcher) = &mut self.watcher {
+            for old in self.folders.difference(&folders) {
+                let _ = watcher.unwatch(old);
+            }
+            for new in folders.difference(&self.folders) {
+                if let Err(error) = watcher.watch(new, RecursiveMode::NonRecursive) {
+                    tracing::warn!(folder = %new.display(), %error, "cannot watch a folder");
+                }
+            }
+        }
+        self.folders = folders;
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files = vec![self.main.clone()];
+        for pattern in &self.patterns {
+            files.extend(glob::glob(pattern).into_iter().flatten().filter_map(Result::ok));
+        }
+        files
+    }
+
+    /// Of the names and texts as they are now.
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for file in self.files() {
+            (&file, std::fs::read(&file).ok()).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    /// Waits until the text is another than the last time, and stands still.
+    pub(super) async fn changed(&mut self) {
+        loop {
+            let _ = tokio::time::timeout(POLL, self.events.recv()).await;
+            let mut before = self.fingerprint();
+            if before == self.seen {
+                continue;
+            }
+            loop {
+                tokio::time::sleep(STILL).await;
+                let after = self.fingerprint();
+                if after == before {
+                    break;
+                }
+                before = after;
+            }
+            if before != self.seen {
+                self.seen = before;
+                return;
+            }
+        }
+    }
+}
+
+fn folder(file: &Path) -> Option<PathBuf> {
+    let parent = file.parent()?;
+    Some(if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() })
+}

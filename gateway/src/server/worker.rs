@@ -1,0 +1,151 @@
+//! A worker: a thread with its own runtime, which serves the connections that it is given.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::{
+    runtime::{Builder, LocalOptions},
+    sync::{mpsc, watch},
+};
+
+use super::connection::serve;
+use crate::{
+    context::Worker,
+    pipeline::pipeline,
+    snapshot::Store,
+    telemetry::{access_log::AccessLog, metrics::ProcessStats},
+};
+
+/// How often a worker hands over its log and closes what is idle for too long.
+const FLUSH: Duration = Duration::from_millis(50);
+/// Sweeps come once in so many flushes.
+const SWEEP: u32 = 20;
+/// Connections on their way to a worker.
+const HANDED: usize = 1024;
+
+/// What the process is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Serving.
+    Running,
+    /// Finishing what is in flight.
+    Draining,
+    /// Leaving.
+    Stopping,
+}
+
+/// A connection for a worker.
+#[derive(Debug)]
+pub(super) struct Handed {
+    pub(super) tcp: TcpStream,
+    pub(super) peer: SocketAddr,
+    pub(super) place: Place,
+}
+
+/// The acceptor's end of a worker.
+#[derive(Clone, Debug)]
+pub(super) struct Handle {
+    pub(super) sender: mpsc::Sender<Handed>,
+    /// Connections that it has, those on their way included.
+    pub(super) connections: Arc<AtomicUsize>,
+}
+
+/// Starts a worker.
+pub(super) fn start(
+    index: usize,
+    store: Arc<Store>,
+    log: AccessLog,
+    phase: watch::Receiver<Phase>,
+) -> io::Result<(Handle, JoinHandle<()>)> {
+    let (sender, receiver) = mpsc::channel(HANDED);
+    let handle = Handle { sender, connections: Arc::default() };
+    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        match runtime {
+            Ok(runtime) => runtime.block_on(work(index, store, log, phase, receiver)),
+            Err(error) => tracing::error!(%error, "a worker could not start"),
+        }
+    })?;
+    Ok((handle, thread))
+}
+
+async fn work(
+    index: usize,
+    store: Arc<Store>,
+    log: AccessLog,
+    mut phase: watch::Receiver<Phase>,
+    mut receiver: mpsc::Receiver<Handed>,
+) {
+    let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), index);
+    let worker = Worker::new(index, store, log, seed);
+    tokio::task::spawn_local(housekeeping(worker.clone()));
+    let stack = pipeline();
+    let mut watched = phase.clone();
+    loop {
+        tokio::select! {
+            biased;
+            handed = receiver.recv() => {
+                let Some(Handed { tcp, peer, place }) = handed else { break };
+                let (worker, stack, phase) = (worker.clone(), stack.clone(), phase.clone());
+                tokio::task::spawn_local(async move {
+                    let _place = place;
+                    if let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) {
+                        serve(worker, tcp, peer, stack, phase).await;
+                    }
+                });
+            }
+            _ = watched.wait_for(|phase| *phase != Phase::Running), if !worker.draining.get() => worker.draining.set(true),
+        }
+    }
+    // The acceptor is gone: what is here goes on until the process says stop.
+    let _ = phase.wait_for(|phase| *phase != Phase::Running).await;
+    worker.draining.set(true);
+    let _ = phase.wait_for(|phase| *phase == Phase::Stopping).await;
+    worker.log.flush();
+}
+
+/// A connection's place at its worker, from the moment it is accepted: a drain must not miss one on its way.
+#[derive(Debug)]
+pub(super) struct Place {
+    worker: Arc<AtomicUsize>,
+    process: Arc<ProcessStats>,
+}
+
+impl Place {
+    pub(super) fn take(worker: &Handle, process: &Arc<ProcessStats>) -> Self {
+        worker.connections.fetch_add(1, Relaxed);
+        process.clients.fetch_add(1, Relaxed);
+        Self { worker: worker.connections.clone(), process: process.clone() }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.worker.fetch_sub(1, Relaxed);
+        self.process.clients.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Hands over the log, closes old connections, and lets go of snapshots that nobody uses.
+async fn housekeeping(worker: Rc<Worker>) {
+    let mut round = 0_u32;
+    loop {
+        tokio::time::sleep(FLUSH).await;
+        worker.log.flush();
+        round = round.wrapping_add(1);
+        if round.is_multiple_of(SWEEP) {
+            for pool in &worker.local().pools {
+                pool.sweep();
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! From a checked file to what runs: names become indices, texts become header values.
+
+use std::{collections::HashMap, path::Path, sync::Arc};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+
+use super::{CohortValues, Drain, Edits, Limits, Listeners, Registry, Rewrite, Route, Snapshot};
+use crate::{
+    config::{
+        Config, RouteConfig, Stage, UNROUTED,
+        file::{
+            CanaryConfig, EditConfig, GoneConfig, HeadersConfig, KeySource, PredicateConfig, RewriteConfig,
+            TimeoutConfig, Upgrade,
+        },
+        parse_date, prefix_segments,
+        values::{OrNone, Size},
+    },
+    fields::BAGGAGE_MEMBER,
+    routing::{
+        cohort::{self, Cohort, Traits},
+        path::PathPolicy,
+        predicate::Predicates,
+        table::Table,
+    },
+    telemetry::metrics::Arm,
+    upstream::rewrite::Addresses,
+};
+
+/// Compiles a file. What the registry has already is taken over.
+pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Result<Snapshot, String> {
+    let folder = config.files.first().and_then(|main| main.parent()).unwrap_or(Path::new(""));
+    let listeners = Listeners { public: config.listen, admin: config.admin, health: config.health };
+    let own: Vec<_> = [Some(config.listen), Some(config.admin), config.health].into_iter().flatten().collect();
+    let mut upstreams = Vec::new();
+    let mut index = HashMap::new();
+    for (name, upstream) in &config.upstreams {
+        index.insert(name.as_str(), upstreams.len());
+        let upstream =
+            registry.upstream(name, upstream, folder, &own).map_err(|why| format!("upstream `{name}`: {why}"))?;
+        upstreams.push(upstream);
+    }
+    let find = |name: &str| index.get(name).copied().ok_or_else(|| format!("unknown upstream: `{name}`"));
+    let legacy = find("legacy")?;
+    let defaults = &config.file.defaults;
+    let mut routes = Vec::with_capacity(config.routes.len() + 1);
+    for (route, rule) in config.routes.iter().zip(&config.rules) {
+        let name = Config::route_name(route);
+        let mut compiled = Route {
+            stage: route.stage,
+            service: route.upstream.as_deref().map(find).transpose()?,
+            baseline: route.baseline.as_deref().map_or(Ok(legacy), find)?,
+            path: route.matching.path.as_str().into(),
+            limits: limits(route.timeout.as_ref().or(defaults.timeout.as_ref())),
+            websocket: websocket(route.upgrades.as_ref().or(defaults.upgrades.as_ref())),
+            max_body: max_body(route.max_body.as_ref().or(defaults.max_body.as_ref())),
+            allow: allow(&rule.predicates)?,
+            ..bare(name, legacy, registry)
+        };
+        headers(&mut compiled, route.headers.as_ref().or(defaults.headers.as_ref()))?;
+        compiled.rewrite = route.rewrite.as_ref().map(|rewrite| self::rewrite(rewrite, config.paths)).transpose()?;
+        if route.stage == Stage::Canary {
+            let canary = route.canary.as_ref().ok_or("stage `canary` without a `canary:`")?;
+            compiled.cohort = Some(cohort(canary, route)?);
+        }
+        compiled.gone = route.gone.as_ref().map_or_else(|| Ok(HeaderMap::new()), gone)?;
+        routes.push(compiled);
+    }
+    let mut unrouted = Route {
+        limits: limits(defaults.timeout.as_ref()),
+        websocket: websocket(defaults.upgrades.as_ref()),
+        max_body: max_body(defaults.max_body.as_ref()),
+        ..bare(UNROUTED, legacy, registry)
+    };
+    headers(&mut unrouted, defaults.headers.as_ref())?;
+    routes.push(unrouted);
+    registry.keep_only(&upstreams, &routes);
+    Ok(Snapshot {
+        generation,
+        hash: config.hash,
+        loaded: jiff::Timestamp::now(),
+        table: Table::new(config.rules.clone()),
+        addresses: Addresses::new(upstreams.iter().map(|upstream| &**upstream)),
+        routes,
+        upstreams,
+        paths: config.paths,
+        trusted_proxies: config.trusted_proxies.clone(),
+        drain: Drain { delay: config.file.drain.delay.0, limit: config.file.drain.limit.0 },
+        listeners,
+        admin_token: (!config.file.admin.token.is_empty()).then(|| config.file.admin.token.as_str().into()),
+    })
+}
+
+/// A route of the monolith without any policy.
+fn bare(name: &str, legacy: usize, registry: &mut Registry) -> Route {
+    Route {
+        name: name.into(),
+        path: "".into(),
+        stage: Stage::Legacy,
+        service: None,
+        baseline: legacy,
+        cohort: None,
+        limits: limits(None),
+        rewrite: None,
+        edit_request: Edits::default(),
+        edit_response: Edits::default(),
+        websocket: true,
+        max_body: u64::MAX,
+        gone: HeaderMap::new(),
+        allow: HeaderValue::from_static(""),
+        stats: registry.stats(name),
+    }
+}
+
+fn limits(config: Option<&OrNone<TimeoutConfig>>) -> Limits {
+    let default = TimeoutConfig::default();
+    let config = match config {
+        None => &default,
+        Some(OrNone::None) => &TimeoutConfig::NONE,
+        Some(OrNone::Some(config)) => config,
+    };
+    Limits { request: config.request.limit(), attempt: config.attempt.limit(), idle: config.idle.limit() }
+}
+
+fn websocket(config: Option<&OrNone<Vec<Upgrade>>>) -> bool {
+    config.is_none_or(|upgrades| upgrades.as_option().is_some_and(|list| list.contains(&Upgrade::Websocket)))
+}
+
+fn max_body(config: Option<&OrNone<Size>>) -> u64 {
+    config.and_then(OrNone::as_option).map_or(u64::MAX, |size| size.0)
+}
+
+/// The methods that a 405 names. A rule for every method refuses by its fields: then the usual methods stand for all.
+fn allow(predicates: &Predicates) -> Result<HeaderValue, String> {
+    let usual = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+    let methods = if predicates.methods.is_empty() { &usual[..] } else { &predicates.methods };
+    value(&methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", "))
+}
+
+fn value(text: &str) -> Result<HeaderValue, String> {
+    HeaderValue::from_str(text).map_err(|_| format!("not a header's value: `{}`", text.escape_debug()))
+}
+
+fn name(text: &str) -> Result<HeaderName, String> {
+    text.parse().map_err(|_| format!("not a header's name: `{}`", text.escape_debug()))
+}
+
+fn headers(route: &mut Route, config: Option<&OrNone<HeadersConfig>>) -> Result<(), String> {
+    if let Some(config) = config.and_then(OrNone::as_option) {
+        route.edit_request = edits(&config.request)?;
+        route.edit_response = edits(&config.response)?;
+    }
+    Ok(())
+}
+
+fn edits(config: &EditConfig) -> Result<Edits, String> {
+    let pairs = |map: &std::collections::BTreeMap<String, String>| {
+        map.iter().map(|(key, text)| Ok((name(key)?, value(text)?))).collect::<Result<Vec<_>, String>>()
+    };
+    Ok(Edits {
+        remove: config.remove.iter().map(|key| name(key)).collect::<Result<_, _>>()?,
+        set: pairs(&config.set)?,
+        add: pairs(&config.add)?,
+    })
+}
+
+fn rewrite(config: &RewriteConfig, paths: PathPolicy) -> Result<Rewrite, String> {
+    let prefix = config.strip_prefix.as_deref();
+    Ok(Rewrite {
+        prefix: prefix.map_or_else(|| Ok(Vec::new()), |prefix| prefix_segments(prefix, paths))?,
+        prefix_text: prefix.map(Into::into),
+        prefix_header: prefix.map(value).transpose()?,
+        host: config.host,
+    })
+}
+
+fn cohort(config: &CanaryConfig, route: &RouteConfig) -> Result<CohortValues, String> {
+    let group = config.group.as_deref().unwrap_or(Config::route_name(route));
+    let by = config
+        .by
+        .iter()
+        .map(|source| {
+            Ok(match source {
+                KeySource::Cookie(name) => cohort::KeySource::Cookie(name.as_str().into()),
+                KeySource::Header(key) => cohort::KeySource::Header(name(key)?),
+                KeySource::Ip => cohort::KeySource::Ip,
+                KeySource::Sticky => cohort::KeySource::Sticky,
+            })
+        })
+        .collect::<Result<_, String>>()?;
+    let mut cohort = Cohort::new(group, config.percent.0, by);
+    cohort.always = config.always.iter().map(traits).collect::<Result<_, _>>()?;
+    cohort.never = config.never.iter().map(traits).collect::<Result<_, _>>()?;
+    let header = |arm: Arm| value(&format!("{group}={}", arm.word()));
+    let baggage = |arm: Arm| value(&format!("{BAGGAGE_MEMBER}={group}:{}", arm.word()));
+    Ok(CohortValues {
+        header: [header(Arm::Legacy)?, header(Arm::Service)?],
+        baggage: [baggage(Arm::Legacy)?, baggage(Arm::Service)?],
+        cohort,
+    })
+}
+
+fn traits(config: &PredicateConfig) -> Result<Traits, String> {
+    Ok(Traits {
+        headers: config
+            .header
+            .iter()
+            .map(|(key, text)| Ok((name(key)?, text.as_bytes().into())))
+            .collect::<Result<_, String>>()?,
+        cookies: config.cookie.iter().map(|(key, text)| (key.as_str().into(), text.as_str().into())).collect(),
+    })
+}
+
+fn gone(config: &GoneConfig) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    let date = |text: &str| parse_date(text).ok_or_else(|| format!("not a date: `{text}`"));
+    if let Some(text) = &config.deprecation {
+        headers.insert(HeaderName::from_static("deprecation"), value(&format!("@{}", date(text)?.as_second()))?);
+    }
+    if let Some(text) = &config.sunset {
+        let moment = std::time::SystemTime::from(date(text)?);
+        headers.insert(HeaderName::from_static("sunset"), value(&httpdate::fmt_http_date(moment))?);
+    }
+    if let Some(url) = &config.successor {
+        headers.insert(header::LINK, value(&format!("<{url}>; rel=\"successor-version\""))?);
+    }
+    Ok(headers)
+}
+
+impl Registry {
+    /// Forgets what nothing uses any more.
+    fn keep_only(&mut self, upstreams: &[Arc<crate::upstream::Upstream>], routes: &[Route]) {
+        self.retain(
+            |upstream| upstreams.iter().any(|kept| Arc::ptr_eq(kept, upstream)),
+            &routes.iter().map(|route| &*route.name).collect(),
+        );
+    }
+}

@@ -1,0 +1,285 @@
+//! Which route, why the others lost, who answers and why: the same words offline and from a running gateway.
+
+use std::{fmt, net::IpAddr};
+
+use http::{HeaderMap, Method, Uri};
+use serde::Serialize;
+
+use super::{Route, Snapshot};
+use crate::{
+    config::{
+        Stage,
+        file::HostRewrite,
+        values::{Share, Span},
+    },
+    fields::{self, Voice},
+    routing::{
+        cohort::Why,
+        path,
+        predicate::{Failed, Head},
+        table::Outcome,
+    },
+};
+
+/// What would happen to a request.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// The method.
+    pub method: String,
+    /// The URL, as asked.
+    pub url: String,
+    /// The status, where the gateway answers by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// What the gateway says then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The path that rules are matched against.
+    pub matched_path: String,
+    /// The route's name.
+    pub route: String,
+    /// Its stage.
+    pub stage: &'static str,
+    /// Who answers: `legacy`, `service` or `gateway`.
+    pub arm: &'static str,
+    /// Why that one.
+    pub why: String,
+    /// The cohort, where the stage is `canary`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cohort: Option<CohortPlace>,
+    /// The upstream asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
+    /// The request line that it gets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream_target: Option<String>,
+    /// The route's policies.
+    pub policies: Vec<String>,
+    /// Each rule, in the order in which they are tried.
+    pub tried: Vec<Tried>,
+}
+
+/// A request's place in a cohort.
+#[derive(Debug, Serialize)]
+pub struct CohortPlace {
+    /// The group.
+    pub group: String,
+    /// The bucket of its key, of 10,000.
+    pub bucket: Option<u16>,
+    /// The share; buckets below it are in.
+    pub share: u16,
+}
+
+/// How one rule fared.
+#[derive(Debug, Serialize)]
+pub struct Tried {
+    /// The route's name.
+    pub route: String,
+    /// Its path.
+    pub path: String,
+    /// Whether it answers, or why not.
+    pub outcome: String,
+}
+
+/// Explains a request. `client` is the address that it comes from.
+pub fn explain(snapshot: &Snapshot, method: &Method, url: &Uri, mut headers: HeaderMap, client: IpAddr) -> Explanation {
+    let forged: Vec<_> =
+        headers.keys().filter(|name| fields::voice(name.as_str()) == Some(Voice::Gateway)).cloned().collect();
+    for name in forged {
+        headers.remove(name);
+    }
+    let mut told = Explanation {
+        method: method.to_string(),
+        url: url.to_string(),
+        status: None,
+        reason: None,
+        matched_path: String::new(),
+        route: crate::config::UNROUTED.to_owned(),
+        stage: Stage::Legacy.word(),
+        arm: "gateway",
+        why: String::new(),
+        cohort: None,
+        upstream: None,
+        upstream_target: None,
+        policies: Vec::new(),
+        tried: Vec::new(),
+    };
+    let read = match path::read(url.path(), snapshot.paths) {
+        Ok(read) => read,
+        Err(oddity) => {
+            told.status = Some(400);
+            told.reason = Some(oddity.to_string());
+            "the path is refused before any rule is tried".clone_into(&mut told.why);
+            return told;
+        }
+    };
+    told.matched_path = format!("/{}", String::from_utf8_lossy(&read.key));
+    let host = match url.authority() {
+        Some(authority) => authority.as_str().as_bytes(),
+        None => headers.get(http::header::HOST).map_or(&b""[..], |host| host.as_bytes()),
+    };
+    let query = url.query().unwrap_or_default();
+    let head = Head { host, key: &read.key, method, headers: &headers, query };
+    let outcomes = snapshot.table.explain(&head);
+    told.tried = outcomes
+        .iter()
+        .map(|(index, outcome)| {
+            let route = &snapshot.routes[*index];
+            Tried {
+                route: route.name.to_string(),
+                path: route.path.to_string(),
+                outcome: say(outcome, snapshot, &head, *index),
+            }
+        })
+        .collect();
+    let decided = outcomes.iter().find(|(_, outcome)| matches!(outcome, Outcome::Wins | Outcome::Refuses));
+    let route = &snapshot.routes[decided.map_or(snapshot.unrouted(), |(index, _)| *index)];
+    told.route = route.name.to_string();
+    told.stage = route.stage.word();
+    told.policies = policies(route);
+    if let Some((_, Outcome::Refuses)) = decided {
+        told.status = Some(405);
+        told.reason = Some(format!("allows {}", route.allow.to_str().unwrap_or_default()));
+        told.why = format!("the route is {}: what it refuses falls to nobody else", route.stage.word());
+        return told;
+    }
+    if route.stage == Stage::Gone {
+        told.status = Some(410);
+        "the route is gone".clone_into(&mut told.why);
+        return told;
+    }
+    let upstream = pick(route, &headers, client, &mut told);
+    if decided.is_none() {
+        "no route claims it".clone_into(&mut told.why);
+    }
+    let upstream = &snapshot.upstreams[upstream];
+    told.upstream = Some(upstream.name.to_string());
+    let mut target = read.forward.to_string();
+    let mut host = String::from_utf8_lossy(host).into_owned();
+    if let Some(rewrite) = route.rewrite.as_ref().filter(|_| &*upstream.name != "legacy") {
+        if let Some(at) = path::after_prefix(&target, &rewrite.prefix, snapshot.paths) {
+            target = if target[at..].is_empty() { "/".to_owned() } else { target[at..].to_owned() };
+        }
+        if rewrite.host == HostRewrite::Upstream {
+            upstream.url.authority.clone_into(&mut host);
+        }
+    }
+    let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
+    told.upstream_target = Some(format!("{method} {target}{query} with Host: {host}"));
+    told
+}
+
+/// Who answers, as the arm layer picks it.
+fn pick(route: &Route, headers: &HeaderMap, client: IpAddr, told: &mut Explanation) -> usize {
+    let service = route.service.unwrap_or(route.baseline);
+    let (upstream, arm) = match (&route.cohort, route.stage) {
+        (Some(values), Stage::Canary) => {
+            // A new session's bucket is drawn when it begins; offline there is only "new".
+            let decision = values.cohort.decide(headers, client, || 0);
+            let share = Share(values.cohort.share);
+            let group = &values.cohort.group;
+            told.why = match (decision.why, decision.bucket) {
+                (Why::Sticky, _) if decision.begin.is_some() => {
+                    format!(
+                        "a new session: the service's with a chance of {share}, then kept by the cookie `{}`",
+                        values.cohort.cookie
+                    )
+                }
+                (why, Some(bucket)) => format!(
+                    "its {} has bucket {bucket} of group `{group}`: {} {share} ({})",
+                    why.word(),
+                    if decision.service { "below" } else { "not below" },
+                    values.cohort.share,
+                ),
+                (Why::Never, _) => "a predicate in `never` holds".to_owned(),
+                (Why::Always, _) => "a predicate in `always` holds".to_owned(),
+                _ => "it has no cohort key".to_owned(),
+            };
+            let bucket = decision.bucket.filter(|_| decision.begin.is_none());
+            told.cohort = Some(CohortPlace { group: group.to_string(), bucket, share: values.cohort.share });
+            if decision.service { (service, "service") } else { (route.baseline, "legacy") }
+        }
+        (_, stage) => {
+            told.why = format!("stage {}", stage.word());
+            if stage.uses_service() { (service, "service") } else { (route.baseline, "legacy") }
+        }
+    };
+    told.arm = arm;
+    upstream
+}
+
+fn policies(route: &Route) -> Vec<String> {
+    let limit = |name: &str, limit: Option<std::time::Duration>| {
+        format!("{name} {}", limit.map_or_else(|| "none".to_owned(), |limit| Span(limit).to_string()))
+    };
+    let mut all = vec![format!(
+        "timeout: {}, {}, {}",
+        limit("request", route.limits.request),
+        limit("attempt", route.limits.attempt),
+        limit("idle", route.limits.idle)
+    )];
+    if let Some(prefix) = route.rewrite.as_ref().and_then(|rewrite| rewrite.prefix_text.as_deref()) {
+        all.push(format!("rewrite: strip_prefix {prefix}"));
+    }
+    if route.max_body != u64::MAX {
+        all.push(format!("max_body: {} bytes", route.max_body));
+    }
+    all.push(format!("upgrades: {}", if route.websocket { "websocket" } else { "none" }));
+    all
+}
+
+fn say(outcome: &Outcome<'_>, snapshot: &Snapshot, head: &Head<'_>, index: usize) -> String {
+    let rule = &snapshot.table.rules()[index];
+    match outcome {
+        Outcome::Wins => "answers".to_owned(),
+        Outcome::Refuses => "has the path, refuses the request: 405".to_owned(),
+        Outcome::Failed(Failed::Method) => {
+            let methods: Vec<&str> = rule.predicates.methods.iter().map(Method::as_str).collect();
+            format!("method differs: takes {}", methods.join(", "))
+        }
+        Outcome::Failed(Failed::Header(name)) if head.headers.contains_key(*name) => {
+            format!("header differs: `{name}`")
+        }
+        Outcome::Failed(Failed::Header(name)) => format!("header missing: `{name}`"),
+        Outcome::Failed(Failed::Query(name)) => format!("query differs: `{}`", String::from_utf8_lossy(name)),
+        Outcome::LessSpecific(winner) => format!("less specific than `{}`", snapshot.routes[*winner].name),
+        Outcome::HostDiffers => "host differs".to_owned(),
+        Outcome::PathDiffers => "path differs".to_owned(),
+    }
+}
+
+/// Rules for other paths, of which a text shows no more than these.
+const OTHERS: usize = 20;
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} {}", self.method, self.url)?;
+        if !self.matched_path.is_empty() {
+            writeln!(f, "  path      {}", self.matched_path)?;
+        }
+        writeln!(f, "  route     {}, stage {}", self.route, self.stage)?;
+        writeln!(f, "  answers   {}: {}", self.arm, self.why)?;
+        if let Some(status) = self.status {
+            writeln!(
+                f,
+                "  status    {status}{}",
+                self.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default()
+            )?;
+        }
+        if let (Some(upstream), Some(target)) = (&self.upstream, &self.upstream_target) {
+            writeln!(f, "  upstream  {upstream}: {target}")?;
+        }
+        for policy in &self.policies {
+            writeln!(f, "  policy    {policy}")?;
+        }
+        let width = self.tried.iter().map(|tried| tried.route.len()).max().unwrap_or(0).min(40);
+        let (near, far): (Vec<_>, Vec<_>) = self.tried.iter().partition(|tried| tried.outcome != "path differs");
+        for tried in near.iter().chain(far.iter().take(OTHERS)) {
+            writeln!(f, "  tried     {:width$}  {:24}  {}", tried.route, tried.path, tried.outcome)?;
+        }
+        if let Some(more @ 1..) = far.len().checked_sub(OTHERS) {
+            writeln!(f, "  tried     and {more} more for other paths")?;
+        }
+        Ok(())
+    }
+}

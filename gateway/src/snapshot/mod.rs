@@ -1,0 +1,187 @@
+//! What runs: a checked file, compiled so that no request formats, hashes or looks up what could be known before.
+//!
+//! A [`Snapshot`] never changes; a request keeps the one that it began with to its end, so
+//! no request sees half a flip. What must outlive it (counters, upstreams and with
+//! them their pools) belongs to the registry in `store`.
+
+mod compile;
+pub mod diff;
+pub mod explain;
+mod store;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
+
+pub use self::{
+    compile::compile,
+    store::{Registry, Reloaded, Status, Store},
+};
+use crate::{
+    config::{Stage, file::HostRewrite},
+    routing::{cohort::Cohort, path::PathPolicy, table::Table},
+    telemetry::metrics::RouteStats,
+    upstream::{Upstream, rewrite::Addresses},
+};
+
+/// Everything that runs.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counts up with each reload.
+    pub generation: u64,
+    /// Of the text of all files.
+    pub hash: u64,
+    /// When it was loaded.
+    pub loaded: jiff::Timestamp,
+    /// The compiled rules; a rule's index is its route's.
+    pub table: Table,
+    /// The routes, and last the implicit one for what no route claims.
+    pub routes: Vec<Route>,
+    /// The upstreams.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// The addresses that clients must not see.
+    pub addresses: Addresses,
+    /// How paths are read.
+    pub paths: PathPolicy,
+    /// Whose forwarding headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// What SIGTERM does.
+    pub drain: Drain,
+    /// The listeners.
+    pub listeners: Listeners,
+    /// The token of the admin listener.
+    pub admin_token: Option<Box<str>>,
+}
+
+/// The addresses to listen on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listeners {
+    /// Clients.
+    pub public: SocketAddr,
+    /// API and metrics.
+    pub admin: SocketAddr,
+    /// Probes.
+    pub health: Option<SocketAddr>,
+}
+
+/// What SIGTERM does.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// How long to go on accepting.
+    pub delay: Duration,
+    /// How long what is in flight may take.
+    pub limit: Duration,
+}
+
+impl Snapshot {
+    /// The index of the implicit route.
+    pub fn unrouted(&self) -> usize {
+        self.routes.len() - 1
+    }
+
+    /// Whether a peer's forwarding headers are believed.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|net| net.contains(&peer))
+    }
+}
+
+/// A route that runs.
+#[derive(Debug)]
+pub struct Route {
+    /// Its name in logs, metrics and commands.
+    pub name: Arc<str>,
+    /// Its path, as written.
+    pub path: Box<str>,
+    /// Its stage.
+    pub stage: Stage,
+    /// The index of its service.
+    pub service: Option<usize>,
+    /// The index of what stands in for the monolith.
+    pub baseline: usize,
+    /// Whose requests the service answers, at stage `canary`.
+    pub cohort: Option<CohortValues>,
+    /// Its time limits.
+    pub limits: Limits,
+    /// How the service's requests differ.
+    pub rewrite: Option<Rewrite>,
+    /// Edits of the request's fields.
+    pub edit_request: Edits,
+    /// Edits of the response's fields.
+    pub edit_response: Edits,
+    /// Whether a client may upgrade to a WebSocket.
+    pub websocket: bool,
+    /// The largest request body.
+    pub max_body: u64,
+    /// The fields of a 410.
+    pub gone: HeaderMap,
+    /// For the `Allow` of a 405.
+    pub allow: HeaderValue,
+    /// What is counted of it.
+    pub stats: Arc<RouteStats>,
+}
+
+/// A cohort with what is said about it.
+#[derive(Debug)]
+pub struct CohortValues {
+    /// Who is in.
+    pub cohort: Cohort,
+    /// `x-gateway-cohort` for the monolith and for the service.
+    pub header: [HeaderValue; 2],
+    /// The member of `baggage` for the monolith and for the service.
+    pub baggage: [HeaderValue; 2],
+}
+
+/// Time limits; none where switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Over all tries.
+    pub request: Option<Duration>,
+    /// Of one try.
+    pub attempt: Option<Duration>,
+    /// Of each pause of a body.
+    pub idle: Option<Duration>,
+}
+
+/// How a service's requests differ from the client's.
+#[derive(Debug)]
+pub struct Rewrite {
+    /// The prefix that it does not see, in its matched form.
+    pub prefix: Vec<Box<[u8]>>,
+    /// The same as written.
+    pub prefix_text: Option<Box<str>>,
+    /// The same for `X-Forwarded-Prefix`.
+    pub prefix_header: Option<HeaderValue>,
+    /// Whose host it sees.
+    pub host: HostRewrite,
+}
+
+/// Edits of one header section, in this order.
+#[derive(Debug, Default)]
+pub struct Edits {
+    /// Fields to take away.
+    pub remove: Vec<HeaderName>,
+    /// Fields to replace.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// Fields to add.
+    pub add: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Edits {
+    /// Applies them.
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+        for (name, value) in &self.set {
+            headers.insert(name, value.clone());
+        }
+        for (name, value) in &self.add {
+            headers.append(name, value.clone());
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The snapshot that runs, how a new one takes its place, and what lives on across them.
+//!
+//! A reload is all or nothing: read, check, compile, prepare (listeners), then swap.
+//! Whatever fails before the swap leaves everything as it was, and is remembered for
+//! `/api/status`.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+
+use super::{Route, Snapshot, compile};
+use crate::{
+    config::{self, Report, UpstreamConfig},
+    telemetry::metrics::{ProcessStats, RouteStats, Source, UpstreamStats},
+    upstream::Upstream,
+};
+
+/// What lives on across reloads, by name and by its own configuration.
+pub struct Registry {
+    workers: usize,
+    stats: HashMap<Arc<str>, Arc<RouteStats>>,
+    upstreams: HashMap<Arc<str>, Known>,
+}
+
+struct Known {
+    config: UpstreamConfig,
+    ca: Option<Vec<u8>>,
+    own: Vec<SocketAddr>,
+    upstream: Arc<Upstream>,
+}
+
+impl Registry {
+    /// An empty registry.
+    pub fn new(workers: usize) -> Self {
+        Self { workers, stats: HashMap::new(), upstreams: HashMap::new() }
+    }
+
+    pub(super) fn stats(&mut self, name: &str) -> Arc<RouteStats> {
+        if let Some(stats) = self.stats.get(name) {
+            return stats.clone();
+        }
+        let stats = Arc::new(RouteStats::new(self.workers));
+        self.stats.insert(name.into(), stats.clone());
+        stats
+    }
+
+    pub(super) fn upstream(
+        &mut self,
+        name: &str,
+        config: &UpstreamConfig,
+        folder: &Path,
+        own: &[SocketAddr],
+    ) -> Result<Arc<Upstream>, String> {
+        let ca = config
+            .ca
+            .as_ref()
+            .map(|ca| std::fs::read(folder.join(ca)))
+            .transpose()
+            .map_err(|error| error.to_string())?;
+        if let Some(known) = self.upstreams.get(name)
+            && known.config == *config
+            && known.ca == ca
+            && known.own == own
+        {
+            return Ok(known.upstream.clone());
+        }
+        let upstream = Arc::new(Upstream::new(name, config, folder, self.workers, own.to_vec())?);
+        let known = Known { config: config.clone(), ca, own: own.to_vec(), upstream: upstream.clone() };
+        self.upstreams.insert(name.into(), known);
+        Ok(upstream)
+    }
+
+    pub(super) fn retain(&mut self, upstream: impl Fn(&Arc<Upstream>) -> bool, routes: &HashSet<&str>) {
+        self.upstreams.retain(|_, known| upstream(&known.upstream));
+        self.stats.retain(|name, _| routes.contains(&**name));
+    }
+}
+
+/// What a reload came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reloaded {
+    /// The file is what runs already.
+    Unchanged,
+    /// The new file runs, with this generation.
+    Loaded(u64),
+}
+
+/// How the last reading of the file went.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Why the newest file is not what runs.
+    pub refused: Option<Report>,
+    /// The same as text, also where it was no fault of the file.
+    pub error: Option<String>,
+    /// What is allowed but looks wrong in the file that runs.
+    pub warnings: Report,
+    /// The files that were read last, and the include patterns.
+    pub files: Vec<PathBuf>,
+    /// The include patterns, resolved.
+    pub include_patterns: Vec<String>,
+}
+
+/// The snapshot that runs.
+pub struct Store {
+    path: PathBuf,
+    current: ArcSwap<Snapshot>,
+    generation: AtomicU64,
+    registry: Mutex<Registry>,
+    status: Mutex<Status>,
+    /// What is counted of the process.
+    pub process: Arc<ProcessStats>,
+    /// How many workers there are.
+    pub workers: usize,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while reloading leaves the registry whole: entries are added one by one.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    /// Loads a file for the first time.
+    pub fn open(path: &Path, workers: usize) -> Result<Self, Report> {
+        let config = config::load_with_env(path)?;
+        let mut registry = Registry::new(workers);
+        let snapshot = compile(&config, &mut registry, 1).map_err(|why| refusal(path, why))?;
+        let process = Arc::new(ProcessStats::default());
+        process.reload_ok.store(1, Ordering::Relaxed);
+        process.loaded_at.store(snapshot.loaded.as_second(), Ordering::Relaxed);
+        let status = Status {
+            warnings: config.warnings,
+            files: config.files,
+            include_patterns: config.include_patterns,
+            ..Status::default()
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            current: ArcSwap::from_pointee(snapshot),
+            generation: AtomicU64::new(1),
+            registry: Mutex::new(registry),
+            status: Mutex::new(status),
+            process,
+            workers,
+        })
+    }
+
+    /// The main file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The snapshot that runs.
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// The generation of the snapshot that runs: cheap enough to ask for each request.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// How the last reading of the file went.
+    pub fn status(&self) -> Status {
+        lock(&self.status).clone()
+    }
+
+    /// Reads the file again. `prepare` makes ready what the new snapshot needs, with the
+    /// old one beside it, and gives back what makes it take effect.
+    pub fn reload<C: FnOnce()>(
+        &self,
+        prepare: impl FnOnce(&Snapshot, &Snapshot) -> Result<C, String>,
+    ) -> Result<Reloaded, Report> {
+        // One reload at a time: the lock is held from reading to swapping.
+        let mut registry = lock(&self.registry);
+        let old = self.current.load_full();
+        let config = match config::load_with_env(&self.path) {
+            Ok(config) => config,
+            Err(report) => return Err(self.refuse(report)),
+        };
+        if config.hash == old.hash && !self.certificates_changed(&config, &mut registry) {
+            self.accept(config);
+            return Ok(Reloaded::Unchanged);
+        }
+        let generation = old.generation + 1;
+        let prepared = compile(&config, &mut registry, generation)
+            .and_then(|snapshot| prepare(&old, &snapshot).map(|commit| (snapshot, commit)));
+        let (snapshot, commit) = match prepared {
+            Ok(prepared) => prepared,
+            Err(why) => {
+                let report = refusal(&self.path, why);
+                return Err(self.refuse(report));
+            }
+        };
+        self.process.loaded_at.store(snapshot.loaded.as_second(), Ordering::Relaxed);
+        self.current.store(Arc::new(snapshot));
+        self.generation.store(generation, Ordering::Release);
+        commit();
+        self.process.reloads.fetch_add(1, Ordering::Relaxed);
+        self.accept(config);
+        drop(registry);
+        // The last owner frees it; with thousands of routes that takes long enough to be felt by a request.
+        std::thread::spawn(move || {
+            while Arc::strong_count(&old) > 1 {
+                std::thread::sleep(std::time::Duration::from_secs(1));
+            }
+        });
+        Ok(Reloaded::Loaded(generation))
+    }
+
+    /// Whether a `ca:` file has other content under the same name.
+    fn certificates_changed(&self, config: &config::Config, registry: &mut Registry) -> bool {
+        config.upstreams.iter().any(|(name, upstream)| {
+            let known = registry.upstreams.get(name.as_str());
+            upstream
+                .ca
+                .as_ref()
+                .is_some_and(|ca| known.is_none_or(|known| std::fs::read(config.resolve(ca)).ok() != known.ca))
+        })
+    }
+
+    fn accept(&self, config: config::Config) {
+        self.process.reload_ok.store(1, Ordering::Relaxed);
+        *lock(&self.status) = Status {
+            refused: None,
+            error: None,
+            warnings: config.warnings,
+            files: config.files,
+            include_patterns: config.include_patterns,
+        };
+    }
+
+    fn refuse(&self, report: Report) -> Report {
+        self.process.reload_ok.store(0, Ordering::Relaxed);
+        self.process.refused_reloads.fetch_add(1, Ordering::Relaxed);
+        let mut status = lock(&self.status);
+        status.error = Some(report.to_string());
+        status.refused = Some(report.clone());
+        report
+    }
+}
+
+/// A refusal that no line of the file is to blame for.
+fn refusal(path: &Path, why: String) -> Report {
+    Report {
+        diagnostics: vec![config::Diagnostic {
+            severity: config::Severity::Error,
+            file: path.display().to_string(),
+            line: 1,
+            column: 1,
+            message: why,
+            help: "the file that ran before goes on running".to_owned(),
+            source_line: String::new(),
+        }],
+    }
+}
+
+impl Source for Store {
+    fn routes(&self, visit: &mut dyn FnMut(&str, &RouteStats)) {
+        for Route { name, stats, .. } in &self.current.load().routes {
+            visit(name, stats);
+        }
+    }
+
+    fn upstreams(&self, visit: &mut dyn FnMut(&str, &UpstreamStats)) {
+        for upstream in &self.current.load().upstreams {
+            visit(&upstream.name, &upstream.stats);
+        }
+    }
+
+    fn process(&self) -> &ProcessStats {
+        &self.process
+    }
+}

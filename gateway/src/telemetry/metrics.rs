@@ -1,0 +1,396 @@
+//! Counters that cost two relaxed operations a request, and their Prometheus text.
+//!
+//! Each worker writes its own shard, so nothing contends; a scrape adds the shards up.
+//! Labels are bounded by the file: route names, three arms, six classes of status.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet},
+    metrics::MetricType,
+    registry::{Registry, Unit},
+};
+
+/// Who answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
+pub enum Arm {
+    /// The monolith, or what stands in for it.
+    Legacy,
+    /// The extracted service.
+    Service,
+    /// The gateway itself.
+    #[default]
+    Gateway,
+}
+
+impl Arm {
+    /// All, in the order of the shards.
+    pub const ALL: [Self; 3] = [Self::Legacy, Self::Service, Self::Gateway];
+
+    /// The word in logs and labels.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Legacy => "legacy",
+            Self::Service => "service",
+            Self::Gateway => "gateway",
+        }
+    }
+}
+
+/// Upper bounds of the duration buckets, in microseconds.
+const BUCKETS: [u64; 14] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+    10_000_000,
+];
+
+/// `1xx` to `5xx`, and what the client never saw the end of.
+const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "aborted"];
+
+/// The class that counts what a client gave up.
+pub const ABORTED: usize = 5;
+
+#[derive(Default)]
+struct ArmShard {
+    classes: [AtomicU64; 6],
+    buckets: [AtomicU64; BUCKETS.len() + 1],
+    micros: AtomicU64,
+    in_flight: AtomicI64,
+}
+
+/// Adds to a counter that only this thread writes.
+fn bump(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(by), Relaxed);
+}
+
+/// What is counted of one route. Lives on across reloads, by the route's name.
+pub struct RouteStats {
+    shards: Box<[[ArmShard; 3]]>,
+}
+
+impl fmt::Debug for RouteStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RouteStats").finish_non_exhaustive()
+    }
+}
+
+/// The class of a status code.
+pub fn class_of(status: http::StatusCode) -> usize {
+    usize::from(status.as_u16() / 100).clamp(1, 5) - 1
+}
+
+/// What a route's arm has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ArmTotals {
+    /// Requests by class.
+    pub classes: [u64; 6],
+    /// Requests in flight.
+    pub in_flight: i64,
+}
+
+impl RouteStats {
+    /// Counters for so many workers.
+    pub fn new(workers: usize) -> Self {
+        Self { shards: (0..workers).map(|_| <[ArmShard; 3]>::default()).collect() }
+    }
+
+    /// A request has its arm.
+    pub fn begin(&self, worker: usize, arm: Arm) {
+        let gauge = &self.shards[worker][arm as usize].in_flight;
+        gauge.store(gauge.load(Relaxed) + 1, Relaxed);
+    }
+
+    /// A request that began is over.
+    pub fn end(&self, worker: usize, arm: Arm) {
+        let gauge = &self.shards[worker][arm as usize].in_flight;
+        gauge.store(gauge.load(Relaxed) - 1, Relaxed);
+    }
+
+    /// A request is over.
+    pub fn record(&self, worker: usize, arm: Arm, class: usize, duration: Duration) {
+        let shard = &self.shards[worker][arm as usize];
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        bump(&shard.classes[class], 1);
+        bump(&shard.buckets[BUCKETS.partition_point(|bound| *bound < micros)], 1);
+        bump(&shard.micros, micros);
+    }
+
+    /// What an arm has done so far.
+    pub fn totals(&self, arm: Arm) -> ArmTotals {
+        let mut totals = ArmTotals::default();
+        for shard in &self.shards {
+            let shard = &shard[arm as usize];
+            for (total, class) in totals.classes.iter_mut().zip(&shard.classes) {
+                *total += class.load(Relaxed);
+            }
+            totals.in_flight += shard.in_flight.load(Relaxed);
+        }
+        totals
+    }
+
+    /// The sum in seconds and the buckets of an arm's durations.
+    #[allow(clippy::cast_precision_loss, reason = "a sum of seconds for a graph")]
+    fn durations(&self, arm: Arm) -> (f64, u64, Vec<(f64, u64)>) {
+        let mut counts = [0; BUCKETS.len() + 1];
+        let mut micros = 0_u64;
+        for shard in &self.shards {
+            let shard = &shard[arm as usize];
+            for (count, bucket) in counts.iter_mut().zip(&shard.buckets) {
+                *count += bucket.load(Relaxed);
+            }
+            micros = micros.wrapping_add(shard.micros.load(Relaxed));
+        }
+        let bounds = BUCKETS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::INFINITY]);
+        (micros as f64 / 1e6, counts.iter().sum(), bounds.zip(counts).collect())
+    }
+}
+
+/// What is counted of one upstream. Lives as long as its pools.
+#[derive(Debug, Default)]
+pub struct UpstreamStats {
+    /// Connections open.
+    pub open: AtomicI64,
+    /// Connections made.
+    pub connected: AtomicU64,
+    /// Connections that failed.
+    pub failed: AtomicU64,
+    /// Requests sent on a connection that had served another.
+    pub reused: AtomicU64,
+}
+
+/// What is counted of the process.
+#[derive(Debug, Default)]
+pub struct ProcessStats {
+    /// Clients connected.
+    pub clients: AtomicI64,
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Tunnels open.
+    pub tunnels: AtomicI64,
+    /// Reloads that took effect.
+    pub reloads: AtomicU64,
+    /// Reloads that were refused.
+    pub refused_reloads: AtomicU64,
+    /// Whether the newest file is the one that runs: 1 or 0.
+    pub reload_ok: AtomicI64,
+    /// When the file that runs was loaded, in Unix seconds.
+    pub loaded_at: AtomicI64,
+    /// Lines that the access log had no room for.
+    pub log_dropped: AtomicU64,
+    /// Panics caught.
+    pub panics: AtomicU64,
+}
+
+/// Everything that a scrape reads.
+pub trait Source: Send + Sync + 'static {
+    /// Calls back for each route.
+    fn routes(&self, visit: &mut dyn FnMut(&str, &RouteStats));
+    /// Calls back for each upstream.
+    fn upstreams(&self, visit: &mut dyn FnMut(&str, &UpstreamStats));
+    /// The process's own.
+    fn process(&self) -> &ProcessStats;
+}
+
+/// The Prometheus text (`OpenMetrics` 1.0) of everything.
+pub fn encode(source: Arc<dyn Source>) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("gateway");
+    registry.register_collector(Box::new(All(source)));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+struct All(Arc<dyn Source>);
+
+impl fmt::Debug for All {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("All")
+    }
+}
+
+impl Collector for All {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut result = Ok(());
+        {
+            let mut metric = encoder.encode_descriptor(
+                "requests",
+                "Requests, by route, by who answered and by class of status",
+                None,
+                MetricType::Counter,
+            )?;
+            self.0.routes(&mut |route, stats| {
+                for arm in Arm::ALL {
+                    for (class, count) in CLASSES.iter().zip(stats.totals(arm).classes) {
+                        if count > 0 && result.is_ok() {
+                            result = counter(
+                                &mut metric,
+                                &[("route", route), ("arm", arm.word()), ("status", class)],
+                                count,
+                            );
+                        }
+                    }
+                }
+            });
+        }
+        {
+            let mut metric =
+                encoder.encode_descriptor("requests_in_flight", "Requests in flight", None, MetricType::Gauge)?;
+            self.0.routes(&mut |route, stats| {
+                for arm in [Arm::Legacy, Arm::Service] {
+                    let totals = stats.totals(arm);
+                    if (totals.in_flight != 0 || totals.classes.iter().any(|count| *count > 0)) && result.is_ok() {
+                        result = metric
+                            .encode_family(&[("route", route), ("arm", arm.word())])
+                            .and_then(|mut m| m.encode_gauge(&totals.in_flight));
+                    }
+                }
+            });
+        }
+        {
+            let mut metric = encoder.encode_descriptor(
+                "request_duration",
+                "From the request's head to the end of the response's body",
+                Some(&Unit::Seconds),
+                MetricType::Histogram,
+            )?;
+            self.0.routes(&mut |route, stats| {
+                for arm in Arm::ALL {
+                    let (sum, count, buckets) = stats.durations(arm);
+                    if count > 0 && result.is_ok() {
+                        result = metric
+                            .encode_family(&[("route", route), ("arm", arm.word())])
+                            .and_then(|mut m| m.encode_histogram::<NoLabelSet>(sum, count, &buckets, None));
+                    }
+                }
+            });
+        }
+        result?;
+        self.encode_upstreams(&mut encoder)?;
+        self.encode_process(&mut encoder)
+    }
+}
+
+impl All {
+    fn encode_upstreams(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut result = Ok(());
+        {
+            let mut metric =
+                encoder.encode_descriptor("upstream_connections", "Connections open", None, MetricType::Gauge)?;
+            self.0.upstreams(&mut |name, stats| {
+                if result.is_ok() {
+                    result = metric
+                        .encode_family(&[("upstream", name)])
+                        .and_then(|mut m| m.encode_gauge(&stats.open.load(Relaxed)));
+                }
+            });
+        }
+        {
+            let mut metric = encoder.encode_descriptor(
+                "upstream_connects",
+                "Connections made, by result",
+                None,
+                MetricType::Counter,
+            )?;
+            self.0.upstreams(&mut |name, stats| {
+                for (outcome, count) in [("ok", &stats.connected), ("failed", &stats.failed)] {
+                    if result.is_ok() {
+                        result = counter(&mut metric, &[("upstream", name), ("result", outcome)], count.load(Relaxed));
+                    }
+                }
+            });
+        }
+        {
+            let mut metric = encoder.encode_descriptor(
+                "upstream_reuses",
+                "Requests on a connection that had served another",
+                None,
+                MetricType::Counter,
+            )?;
+            self.0.upstreams(&mut |name, stats| {
+                if result.is_ok() {
+                    result = counter(&mut metric, &[("upstream", name)], stats.reused.load(Relaxed));
+                }
+            });
+        }
+        result
+    }
+
+    fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let stats = self.0.process();
+        {
+            let mut metric = encoder.encode_descriptor(
+                "config_reloads",
+                "Readings of a changed file, by result",
+                None,
+                MetricType::Counter,
+            )?;
+            counter(&mut metric, &[("result", "ok")], stats.reloads.load(Relaxed))?;
+            counter(&mut metric, &[("result", "refused")], stats.refused_reloads.load(Relaxed))?;
+        }
+        for (name, help, value) in [
+            ("config_last_reload_successful", "Whether the newest file is the one that runs", &stats.reload_ok),
+            ("config_loaded_timestamp", "When the file that runs was loaded, in Unix seconds", &stats.loaded_at),
+            ("client_connections", "Clients connected", &stats.clients),
+            ("tunnels", "Upgraded connections", &stats.tunnels),
+        ] {
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value.load(Relaxed))?;
+        }
+        for (name, help, value) in [
+            ("client_connections_accepted", "Connections accepted", &stats.accepted),
+            ("access_log_dropped", "Lines that the access log had no room for", &stats.log_dropped),
+            ("panics", "Panics caught, each answered 500", &stats.panics),
+        ] {
+            encoder
+                .encode_descriptor(name, help, None, MetricType::Counter)?
+                .encode_counter::<NoLabelSet, _, u64>(&value.load(Relaxed), None)?;
+        }
+        Ok(())
+    }
+}
+
+fn counter<const N: usize>(metric: &mut MetricEncoder<'_>, labels: &[(&str, &str); N], value: u64) -> fmt::Result {
+    metric.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct One(RouteStats, UpstreamStats, ProcessStats);
+
+    impl Source for One {
+        fn routes(&self, visit: &mut dyn FnMut(&str, &RouteStats)) {
+            visit("a \"quoted\" name", &self.0);
+        }
+        fn upstreams(&self, visit: &mut dyn FnMut(&str, &UpstreamStats)) {
+            visit("legacy", &self.1);
+        }
+        fn process(&self) -> &ProcessStats {
+            &self.2
+        }
+    }
+
+    #[test]
+    fn shards_add_up_and_labels_are_escaped() {
+        let stats = RouteStats::new(2);
+        stats.begin(0, Arm::Service);
+        stats.record(0, Arm::Service, class_of(http::StatusCode::OK), Duration::from_millis(3));
+        stats.record(1, Arm::Service, class_of(http::StatusCode::CREATED), Duration::from_secs(60));
+        let text = encode(Arc::new(One(stats, UpstreamStats::default(), ProcessStats::default()))).unwrap();
+        assert!(
+            text.contains(r#"gateway_requests_total{route="a \"quoted\" name",arm="service",status="2xx"} 2"#),
+            "{text}"
+        );
+        assert!(text.contains(r#"gateway_requests_in_flight{route="a \"quoted\" name",arm="service"} 1"#), "{text}");
+        assert!(text.contains(r#"le="0.005",route="a \"quoted\" name",arm="service"} 1"#), "{text}");
+        assert!(text.contains(r#"le="+Inf",route="a \"quoted\" name",arm="service"} 2"#), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

@@ -1,0 +1,189 @@
+//! Making a connection: name, TCP, TLS, within one time limit.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    path::Path,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll},
+};
+
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::Upstream;
+use crate::{
+    config::{is_same_listener, read_ca},
+    error::{Error, Kind},
+};
+
+/// How connections to an upstream are encrypted: the name checked is the one in the file.
+pub struct Tls {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Trusts the authorities of a file, or the system's.
+    pub fn new(host: &str, ca: Option<&Path>) -> Result<Self, String> {
+        let mut roots = RootCertStore::empty();
+        match ca {
+            Some(path) => {
+                for certificate in read_ca(path)? {
+                    roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
+                }
+            }
+            None => {
+                roots.add_parsable_certificates(system_roots().iter().cloned());
+            }
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
+        Ok(Self { connector: TlsConnector::from(Arc::new(config)), name })
+    }
+}
+
+/// The system's authorities, read once a process.
+fn system_roots() -> &'static [CertificateDer<'static>] {
+    static ROOTS: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
+    ROOTS.get_or_init(|| rustls_native_certs::load_native_certs().certs)
+}
+
+/// A connection to an upstream.
+pub enum Io {
+    /// In the clear.
+    Plain(TcpStream),
+    /// Encrypted.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Connects.
+pub(super) async fn connect(upstream: &Upstream) -> Result<Io, Error> {
+    let fail = |kind, detail: &dyn fmt::Display| Error::upstream(kind, &upstream.name, false, detail);
+    let limit = upstream.connections.connect_timeout;
+    match tokio::time::timeout(limit, dial(upstream)).await {
+        Ok(Ok(io)) => Ok(io),
+        Ok(Err((kind, detail))) => Err(fail(kind, &detail)),
+        Err(_) => Err(fail(Kind::ConnectTimeout, &format!("no connection within {limit:?}"))),
+    }
+}
+
+async fn dial(upstream: &Upstream) -> Result<Io, (Kind, String)> {
+    let tcp = match upstream.address {
+        Some(ip) => dial_one(upstream, SocketAddr::new(ip, upstream.url.port)).await?,
+        None => dial_name(upstream).await?,
+    };
+    // Without it, a small write behind another waits for a delayed acknowledgement.
+    let _ = tcp.set_nodelay(true);
+    let Some(tls) = &upstream.tls else {
+        return Ok(Io::Plain(tcp));
+    };
+    match tls.connector.connect(tls.name.clone(), tcp).await {
+        Ok(stream) => Ok(Io::Tls(Box::new(stream))),
+        Err(error) => {
+            let certificate = error
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+                .is_some_and(|inner| matches!(inner, rustls::Error::InvalidCertificate(_)));
+            Err((if certificate { Kind::Certificate } else { Kind::Tls }, error.to_string()))
+        }
+    }
+}
+
+/// Tries the addresses of a name in order.
+async fn dial_name(upstream: &Upstream) -> Result<TcpStream, (Kind, String)> {
+    let host = upstream.url.host.as_str();
+    let addresses = tokio::net::lookup_host((host, upstream.url.port))
+        .await
+        .map_err(|error| (Kind::Dns, format!("{host}: {error}")))?;
+    let mut last = (Kind::Dns, format!("{host}: no address"));
+    for address in addresses {
+        match dial_one(upstream, address).await {
+            Ok(tcp) => return Ok(tcp),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn dial_one(upstream: &Upstream, address: SocketAddr) -> Result<TcpStream, (Kind, String)> {
+    if upstream.prohibited.iter().any(|own| is_same_listener(*own, address)) {
+        return Err((Kind::IpProhibited, format!("{address} is a listener of this gateway")));
+    }
+    TcpStream::connect(address).await.map_err(|error| {
+        let kind = match error.kind() {
+            io::ErrorKind::ConnectionRefused => Kind::ConnectionRefused,
+            io::ErrorKind::TimedOut => Kind::ConnectTimeout,
+            _ => Kind::Unreachable,
+        };
+        (kind, format!("{address}: {error}"))
+    })
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(tcp) => tcp.is_write_vectored(),
+            Self::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}

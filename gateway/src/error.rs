@@ -228,6 +228,10 @@ mod tests {
         let response = error.response();
         assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
         assert_eq!(response.headers()[fields::PROXY_STATUS], "gw; error=connection_refused; next-hop=orders");
-        insta::assert_snapshot!(String::from_utf8_lossy(response.body()), @"");
+        let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+        let expected = serde_json::json!({
+            "type": "about:blank", "title": "The upstream refused the connection", "status": 502, "upstream": "orders",
+        });
+        assert_eq!(body, expected);
     }
 }

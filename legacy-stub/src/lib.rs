@@ -12,7 +12,6 @@ mod shop;
 use std::{
     io,
     net::SocketAddr,
-    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -86,9 +85,6 @@ pub struct Options {
     /// Ends with its standard input, so that it never outlives who started it.
     #[arg(long)]
     pub follow_stdin: bool,
-    /// A file from which to take `ENDPOINT=DEFECT` lines while running, in place of `--defect`.
-    #[arg(long, hide = true)]
-    pub defects_file: Option<PathBuf>,
 }
 
 fn parse_defect(text: &str) -> Result<(String, Defect), String> {
@@ -107,7 +103,6 @@ pub struct Stub {
     shop: Mutex<Shop>,
     counts: Mutex<std::collections::BTreeMap<String, u64>>,
     defects: Vec<(String, Defect)>,
-    defects_file: Option<PathBuf>,
 }
 
 impl Stub {
@@ -121,19 +116,7 @@ impl Stub {
     }
 
     fn defect(&self, endpoint: &str) -> Option<Defect> {
-        let told;
-        let defects = match &self.defects_file {
-            Some(path) => {
-                told = std::fs::read_to_string(path)
-                    .unwrap_or_default()
-                    .lines()
-                    .filter_map(|line| parse_defect(line).ok())
-                    .collect();
-                &told
-            }
-            None => &self.defects,
-        };
-        defects.iter().find(|(name, _)| name == endpoint).map(|(_, defect)| *defect)
+        self.defects.iter().find(|(name, _)| name == endpoint).map(|(_, defect)| *defect)
     }
 }
 
@@ -145,7 +128,6 @@ pub async fn serve(listener: TcpListener, options: &Options) -> io::Result<()> {
         shop: Mutex::new(Shop::new(options.seed)),
         counts: Mutex::default(),
         defects: options.defect.clone(),
-        defects_file: options.defects_file.clone(),
     });
     loop {
         let (tcp, _) = listener.accept().await?;

@@ -48,7 +48,7 @@ enum Command {
     )]
     Explain(explain::Explain),
     /// Says which requests would go elsewhere under another file.
-    #[command(after_help = "Example: git show HEAD:routes.yaml > old.yaml; gateway diff old.yaml routes.yaml")]
+    #[command(after_help = "Example: gateway diff <(git show HEAD:routes.yaml) routes.yaml")]
     Diff(diff::Diff),
     /// Brings up a monolith, two services, the gateway and traffic, and tells the migration of one route.
     #[cfg(feature = "demo")]

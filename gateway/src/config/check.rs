@@ -36,6 +36,9 @@ pub const UNROUTED: &str = "unrouted";
 
 /// Checks what was read and joins it.
 pub(super) fn check(mut sources: Sources) -> Result<Config, Report> {
+    if sources.is_empty() {
+        return Err(sources.report);
+    }
     let paths = path_policy(&sources);
     let addresses = addresses(&mut sources);
     let trusted_proxies = trusted_proxies(&mut sources);
@@ -109,13 +112,8 @@ fn addresses(sources: &mut Sources) -> Option<Addresses> {
     let admin = address(sources, &admin_at, &file.admin.listen);
     let health_at = root.down("health");
     let health = file.health.as_deref().map(|text| address(sources, &health_at, text));
-    let (listen, admin) = (listen?, admin?);
-    let health = match health {
-        Some(None) => return None,
-        Some(some) => some,
-        None => None,
-    };
-    if !admin.ip().is_loopback() && file.admin.token.is_empty() {
+    let health = health.flatten();
+    if let Some(admin) = admin.filter(|admin| !admin.ip().is_loopback() && file.admin.token.is_empty()) {
         sources.error(
             &admin_at,
             format!("admin listener open to others without a token: `{admin}`"),
@@ -134,7 +132,9 @@ fn addresses(sources: &mut Sources) -> Option<Addresses> {
             && a.port() == b.port()
             && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
     };
-    if clash(listen, admin) {
+    if let (Some(listen), Some(admin)) = (listen, admin)
+        && clash(listen, admin)
+    {
         sources.error(
             &admin_at,
             format!("address in use by `listen`: `{admin}`"),
@@ -142,7 +142,7 @@ fn addresses(sources: &mut Sources) -> Option<Addresses> {
         );
     }
     if let Some(health) = health
-        && (clash(health, listen) || clash(health, admin))
+        && [listen, admin].into_iter().flatten().any(|other| clash(health, other))
     {
         sources.error(
             &health_at,
@@ -150,7 +150,7 @@ fn addresses(sources: &mut Sources) -> Option<Addresses> {
             "give the probes a port of their own",
         );
     }
-    Some(Addresses { listen, admin, health })
+    Some(Addresses { listen: listen?, admin: admin?, health })
 }
 
 fn address(sources: &mut Sources, at: &At, text: &str) -> Option<SocketAddr> {

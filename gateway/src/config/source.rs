@@ -317,6 +317,11 @@ impl Sources {
         None
     }
 
+    /// Whether not even the main file could be read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sources.is_empty()
+    }
+
     /// Something that makes the file be refused.
     pub(super) fn error(&mut self, at: &At, message: String, help: &str) {
         let place = self.sources[at.source].place(at);
@@ -450,6 +455,10 @@ fn reword(message: &str) -> (String, String, Option<String>) {
         }
         (m, _) if m.starts_with("invalid type: ") => {
             let told = m["invalid type: ".len()..].replace("unit value", "an empty value");
+            let told = match told.split_once("expected struct ") {
+                Some((found, _)) => format!("{found}expected a map of keys"),
+                None => told,
+            };
             let help = if told.ends_with("expected a string") {
                 "put the value in quotes"
             } else {

@@ -341,7 +341,7 @@ mod tests {
     fn every_node_is_found() {
         assert_eq!(locate(TEXT, &place(&[0], true)), (1, 1));
         assert_eq!(locate(TEXT, &place(&[0], false)), (1, 4));
-        assert_eq!(locate(TEXT, &place(&[1, 0, 0, 0, 1], false)), (3, 15));
+        assert_eq!(locate(TEXT, &place(&[1, 0, 0, 0, 1], false)), (3, 16));
         assert_eq!(locate(TEXT, &place(&[1, 0, 1], true)), (4, 5));
         assert_eq!(locate(TEXT, &place(&[1, 0, 1], false)), (4, 8));
         assert_eq!(locate(TEXT, &place(&[1, 1], false)), (5, 5));

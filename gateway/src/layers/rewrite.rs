@@ -76,11 +76,9 @@ fn translate_request(request: &mut Request) -> Result<(), Error> {
 
 fn strip_prefix<B>(request: &mut http::Request<B>, rewrite: &Rewrite, context: &Exchange) -> Result<(), Kind> {
     let uri = request.uri();
-    let Some(at) = path::after_prefix(uri.path(), &rewrite.prefix, context.snapshot().paths) else {
+    let Some(rest) = path::strip_prefix(uri.path(), &rewrite.prefix, context.snapshot().paths) else {
         return Ok(());
     };
-    let rest = &uri.path()[at..];
-    let rest = if rest.is_empty() { "/" } else { rest };
     let target = match uri.query() {
         Some(query) => PathAndQuery::try_from(format!("{rest}?{query}")),
         None => PathAndQuery::try_from(rest),

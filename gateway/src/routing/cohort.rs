@@ -234,7 +234,7 @@ mod tests {
     fn buckets_are_part_of_the_contract() {
         let cohort = by_header(0);
         let buckets = ["", "a", "42", "user@example.com"].map(|key| cohort.bucket(key.as_bytes()));
-        insta::assert_debug_snapshot!(buckets, @"");
+        assert_eq!(buckets, [4120, 6718, 6711, 9031]);
     }
 
     #[test]

@@ -60,10 +60,7 @@ impl Control {
         let result = tokio::task::spawn_blocking(move || this.store.reload(|old, new| this.rebind(old, new))).await;
         let result = match result {
             Ok(result) => result,
-            Err(panic) => {
-                tracing::error!(%panic, "reading the file panicked; what ran before goes on running");
-                return Err(Report::default());
-            }
+            Err(panic) => Err(self.store.fail(format!("reading the file panicked: {panic}"))),
         };
         let file = self.store.path().display();
         match &result {

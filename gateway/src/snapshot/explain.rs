@@ -157,8 +157,8 @@ pub fn explain(snapshot: &Snapshot, method: &Method, url: &Uri, mut headers: Hea
     let mut target = read.forward.to_string();
     let mut host = String::from_utf8_lossy(host).into_owned();
     if let Some(rewrite) = route.rewrite.as_ref().filter(|_| &*upstream.name != "legacy") {
-        if let Some(at) = path::after_prefix(&target, &rewrite.prefix, snapshot.paths) {
-            target = if target[at..].is_empty() { "/".to_owned() } else { target[at..].to_owned() };
+        if let Some(rest) = path::strip_prefix(&target, &rewrite.prefix, snapshot.paths) {
+            target = rest.to_owned();
         }
         if rewrite.host == HostRewrite::Upstream {
             upstream.url.authority.clone_into(&mut host);

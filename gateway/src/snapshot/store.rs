@@ -244,6 +244,11 @@ impl Store {
         };
     }
 
+    /// Notes that a reload failed for a reason that no check foresaw.
+    pub fn fail(&self, why: String) -> Report {
+        self.refuse(refusal(&self.path, why))
+    }
+
     fn refuse(&self, report: Report) -> Report {
         self.process.reload_ok.store(0, Ordering::Relaxed);
         self.process.refused_reloads.fetch_add(1, Ordering::Relaxed);

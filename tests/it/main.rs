@@ -1,0 +1,21 @@
+//! The real executable over real sockets: given a file and origins, when so many requests come, then counts.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+
+mod admin;
+mod commands;
+mod drain;
+mod flips;
+mod forwarding;
+mod language;
+mod regression;
+mod reload;
+mod routing;
+mod streams;
+mod tls;
+mod upstreams;
+
+/// A file with a monolith and services at these urls, and these routes.
+fn yaml(upstreams: &[(&str, String)], rest: &str) -> String {
+    let upstreams: String = upstreams.iter().map(|(name, url)| format!("  {name}: {{url: \"{url}\"}}\n")).collect();
+    format!("upstreams:\n{upstreams}{rest}")
+}

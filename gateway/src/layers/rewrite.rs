@@ -70,6 +70,12 @@ fn translate_request(request: &mut Request) -> Result<(), Error> {
             http.headers_mut().insert(header::HOST, upstream.authority.clone());
         }
     }
+    // An HTTP/1.0 client need not name a host; HTTP/1.1 must (RFC 9112 §3.2).
+    if http.headers().get(header::HOST).is_some_and(HeaderValue::is_empty)
+        && let Some(upstream) = context.upstream()
+    {
+        http.headers_mut().insert(header::HOST, upstream.authority.clone());
+    }
     context.route().edit_request.apply(http.headers_mut());
     Ok(())
 }

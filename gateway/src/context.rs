@@ -6,6 +6,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
+    fmt::Write as _,
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -122,7 +123,6 @@ impl Worker {
             let text = second.map(|second| second.to_string()).unwrap_or_default();
             *cached = (since.as_secs(), text.trim_end_matches('Z').to_owned());
         }
-        use std::fmt::Write as _;
         let length = cached.1.len();
         let _ = write!(cached.1, ".{:03}Z", since.subsec_millis());
         let result = write(&cached.1);
@@ -153,7 +153,7 @@ impl ClientConnection {
             peer_value: value,
             in_flight: Cell::new(0),
             active: Cell::new(Instant::now()),
-            idle: Cell::new(Some(Duration::from_secs(60))),
+            idle: Cell::new(Some(Duration::from_mins(1))),
         }
     }
 }

@@ -207,13 +207,12 @@ fn login(stub: &Stub, asked: &Asked<'_>) -> Answer {
 fn account(stub: &Stub, asked: &Asked<'_>) -> Answer {
     let cookies = asked.headers.get(header::COOKIE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let user = cookies.split(';').find_map(|pair| pair.trim().strip_prefix("session=s-"));
-    match user.and_then(|id| id.parse().ok()).and_then(|id| stub.shop().user(id)) {
-        Some(user) => html(StatusCode::OK, &format!("Hello {}", user["name"].as_str().unwrap_or_default())),
-        None => {
-            let mut response = html(StatusCode::FOUND, "");
-            located(&mut response, &format!("http://{}/login", stub.address));
-            response
-        }
+    if let Some(user) = user.and_then(|id| id.parse().ok()).and_then(|id| stub.shop().user(id)) {
+        html(StatusCode::OK, &format!("Hello {}", user["name"].as_str().unwrap_or_default()))
+    } else {
+        let mut response = html(StatusCode::FOUND, "");
+        located(&mut response, &format!("http://{}/login", stub.address));
+        response
     }
 }
 

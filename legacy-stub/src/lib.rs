@@ -142,13 +142,13 @@ pub async fn serve(listener: TcpListener, options: &Options) -> io::Result<()> {
 }
 
 /// The executable: says its address, then serves.
-pub fn main(options: Options) -> io::Result<()> {
+pub fn main(options: &Options) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(options.listen).await?;
         println!("{} listening on {}", options.play.word(), listener.local_addr()?);
         tokio::select! {
-            result = serve(listener, &options) => result,
+            result = serve(listener, options) => result,
             () = end_of_stdin(), if options.follow_stdin => Ok(()),
         }
     })?;

@@ -10,5 +10,5 @@ struct Arguments {
 }
 
 fn main() -> std::io::Result<()> {
-    legacy_stub::main(Arguments::parse().options)
+    legacy_stub::main(&Arguments::parse().options)
 }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http_body_util::BodyExt as _;
 use tests::{Gateway, Origin, Reply, raw, until};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
 
 use crate::yaml;
@@ -141,7 +144,6 @@ async fn bodies_stream_both_ways_at_once() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let (mut tcp, _) = listener.accept().await.unwrap();
         let mut got = Vec::new();
         while !got.windows(5).any(|w| w == b"first") {
@@ -155,7 +157,6 @@ async fn bodies_stream_both_ways_at_once() {
         let _ = tcp.read(&mut [0; 1]).await;
     });
     let gateway = Gateway::start(&yaml(&[("legacy", url)], "")).await;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut tcp = TcpStream::connect(gateway.address).await.unwrap();
     tcp.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n").await.unwrap();
     let mut got = Vec::new();

@@ -13,7 +13,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{PATIENCE, client, folder, until};
+use crate::{PATIENCE, client, until};
 
 /// The executable, as `cargo test --workspace` built it; built here where it is missing.
 pub fn executable() -> &'static Path {
@@ -52,17 +52,18 @@ pub struct Gateway {
     pub process: Child,
     log: Arc<Mutex<String>>,
     access: Arc<Mutex<String>>,
-    _folder: Option<tempfile::TempDir>,
+    /// Deleted with the gateway.
+    folder: Option<tempfile::TempDir>,
 }
 
 impl Gateway {
     /// Starts on a file with this text; `listen` and `admin` are put before it.
     pub async fn start(yaml: &str) -> Self {
-        let folder = folder();
+        let folder = crate::folder();
         let file = folder.path().join("routes.yaml");
         std::fs::write(&file, Self::whole(yaml)).unwrap();
         let mut this = Self::start_on(&file, &[]).await;
-        this._folder = Some(folder);
+        this.folder = Some(folder);
         this
     }
 
@@ -96,7 +97,7 @@ impl Gateway {
             process,
             log,
             access,
-            _folder: None,
+            folder: None,
         };
         let line = this.log_line("listening public=").await;
         let field = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)?.parse().ok());

@@ -55,7 +55,7 @@ impl Load {
                             counts.good.fetch_add(1, SeqCst);
                         }
                         Ok(answer) => {
-                            counts.failures.lock().unwrap().push(format!("{} {}", answer.status, answer.text()))
+                            counts.failures.lock().unwrap().push(format!("{} {}", answer.status, answer.text()));
                         }
                         Err(error) => {
                             counts.failures.lock().unwrap().push(error);

@@ -71,7 +71,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "demo")]
         Command::Demo(demo) => demo.run(),
         #[cfg(feature = "demo")]
-        Command::Stub(options) => legacy_stub::main(options).map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        Command::Stub(options) => legacy_stub::main(&options).map(|()| ExitCode::SUCCESS).map_err(Into::into),
     };
     let error = match result {
         Ok(code) => return code,

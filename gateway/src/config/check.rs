@@ -42,7 +42,7 @@ pub(super) fn check(mut sources: Sources) -> Result<Config, Report> {
     let paths = path_policy(&sources);
     let addresses = addresses(&mut sources);
     let trusted_proxies = trusted_proxies(&mut sources);
-    check_upstreams(&mut sources, &addresses);
+    check_upstreams(&mut sources, addresses.as_ref());
     let defaults = sources.file.defaults.clone();
     if let Some(OrNone::Some(headers)) = &defaults.headers {
         check_headers(&mut sources, &At::root(0).down("defaults").down("headers"), headers);
@@ -224,7 +224,7 @@ pub fn parse_url(text: &str) -> Result<Url, String> {
     Ok(Url { tls, host, port, authority })
 }
 
-fn check_upstreams(sources: &mut Sources, addresses: &Option<Addresses>) {
+fn check_upstreams(sources: &mut Sources, addresses: Option<&Addresses>) {
     if !sources.upstream_names.iter().any(|name| name == "legacy") {
         sources.error(
             &At::root(0).down("upstreams"),
@@ -237,9 +237,9 @@ fn check_upstreams(sources: &mut Sources, addresses: &Option<Addresses>) {
         if let Some(first) = seen.insert(name.clone(), at.clone())
             && first.source != at.source
         {
-            let line = sources.line(&first.clone().as_key());
+            let line = sources.line(&first.clone().at_key());
             sources.error(
-                &at.clone().as_key(),
+                &at.clone().at_key(),
                 format!("duplicate upstream: `{name}`"),
                 &format!("it is defined at {line}; keep one of the two"),
             );
@@ -247,7 +247,7 @@ fn check_upstreams(sources: &mut Sources, addresses: &Option<Addresses>) {
         // A token that starts with a letter is what `Proxy-Status` can name as the next hop.
         if !is_token(&name) || !name.starts_with(|c: char| c.is_ascii_alphabetic()) {
             sources.error(
-                &at.clone().as_key(),
+                &at.clone().at_key(),
                 format!("not a name: `{name}`"),
                 "start with a letter; use letters, digits, `-`, `_` and `.`",
             );
@@ -256,7 +256,7 @@ fn check_upstreams(sources: &mut Sources, addresses: &Option<Addresses>) {
     }
 }
 
-fn check_upstream(sources: &mut Sources, at: &At, config: &UpstreamConfig, addresses: &Option<Addresses>) {
+fn check_upstream(sources: &mut Sources, at: &At, config: &UpstreamConfig, addresses: Option<&Addresses>) {
     let url_at = at.down("url");
     match parse_url(&config.url) {
         Err(why) => sources.error(
@@ -272,7 +272,7 @@ fn check_upstream(sources: &mut Sources, at: &At, config: &UpstreamConfig, addre
                     "write the url with `https://`, or remove `ca`",
                 );
             }
-            let own = addresses.iter().flat_map(|a| [Some(a.listen), Some(a.admin), a.health]).flatten();
+            let own = addresses.into_iter().flat_map(|a| [Some(a.listen), Some(a.admin), a.health]).flatten();
             let ip = if url.host == "localhost" { Some(IpAddr::from([127, 0, 0, 1])) } else { url.host.parse().ok() };
             if ip.is_some_and(|ip| own.clone().any(|own| is_same_listener(own, SocketAddr::new(ip, url.port)))) {
                 sources.error(
@@ -396,7 +396,7 @@ fn check_match(sources: &mut Sources, item: &Item<RouteConfig>, paths: PathPolic
         let at = at.down("hosts").down(n);
         match host_pattern(text) {
             Ok(host) if patterns.contains(&host) => {
-                sources.error(&at, format!("host listed twice: `{text}`"), "remove one")
+                sources.error(&at, format!("host listed twice: `{text}`"), "remove one");
             }
             Ok(host) => patterns.push(host),
             Err(help) => sources.error(&at, format!("not a host: `{text}`"), help),
@@ -406,12 +406,12 @@ fn check_match(sources: &mut Sources, item: &Item<RouteConfig>, paths: PathPolic
         let at = at.down("headers").down(name.as_str());
         if let Some(name) = header_name(sources, &at, name) {
             if name == http::header::HOST {
-                sources.error(&at.clone().as_key(), "host matched as a header".to_owned(), "match hosts with `hosts:`");
+                sources.error(&at.clone().at_key(), "host matched as a header".to_owned(), "match hosts with `hosts:`");
             } else if fields::is_hop_by_hop(name.as_str())
                 || fields::voice(name.as_str()) == Some(fields::Voice::Gateway)
             {
                 sources.error(
-                    &at.clone().as_key(),
+                    &at.clone().at_key(),
                     format!("header that is never matched: `{name}`"),
                     "the gateway strips it from every request before it matches; choose another",
                 );
@@ -461,7 +461,7 @@ fn host_pattern(text: &str) -> Result<HostPattern, &'static str> {
 fn header_name(sources: &mut Sources, at: &At, name: &str) -> Option<HeaderName> {
     let parsed = HeaderName::from_bytes(name.as_bytes()).ok();
     if parsed.is_none() {
-        sources.error(&at.clone().as_key(), format!("not a header's name: `{name}`"), "use letters, digits and `-`");
+        sources.error(&at.clone().at_key(), format!("not a header's name: `{name}`"), "use letters, digits and `-`");
     }
     parsed
 }
@@ -555,12 +555,12 @@ fn check_canary(sources: &mut Sources, at: &At, route: &RouteConfig, canary: &Ca
     let group = canary.group.as_deref().or(route.name.as_deref());
     match group {
         None => sources.error(
-            &at.clone().as_key(),
+            &at.clone().at_key(),
             "canary without a `name:`".to_owned(),
             "name the route: its cohorts hang on the name, and a path may change",
         ),
         Some(group) if !is_token(group) => {
-            let at = if canary.group.is_some() { at.down("group") } else { at.clone().as_key() };
+            let at = if canary.group.is_some() { at.down("group") } else { at.clone().at_key() };
             sources.error(
                 &at,
                 format!("not a group's name: `{group}`"),
@@ -615,7 +615,7 @@ fn check_predicate(sources: &mut Sources, at: &At, predicate: &PredicateConfig) 
     for name in predicate.cookie.keys() {
         if !is_token(name) {
             sources.error(
-                &at.down("cookie").down(name.as_str()).as_key(),
+                &at.down("cookie").down(name.as_str()).at_key(),
                 format!("not a cookie's name: `{name}`"),
                 "use letters, digits, `-` and `_`",
             );
@@ -666,7 +666,7 @@ fn check_edit(sources: &mut Sources, at: &At, edit: &EditConfig) {
         for (name, value) in map {
             let at = at.down(key).down(name.as_str());
             if let Some(name) = header_name(sources, &at, name) {
-                editable(sources, &at.clone().as_key(), &name);
+                editable(sources, &at.clone().at_key(), &name);
                 header_value(sources, &at, value);
             }
         }
@@ -720,7 +720,7 @@ fn ties_and_unreachable(sources: &mut Sources, items: &[Item<RouteConfig>], rule
                         );
                     }
                     std::cmp::Ordering::Less if theirs.predicates.fields_cover(&rule.predicates) => {
-                        better.push((*other, *theirs))
+                        better.push((*other, *theirs));
                     }
                     _ => {}
                 }
@@ -764,7 +764,7 @@ fn unused_upstreams(sources: &mut Sources, items: &[Item<RouteConfig>]) {
     for Item { at, value: (name, _) } in sources.upstreams.clone() {
         if !used.contains(name.as_str()) {
             sources.warn(
-                &at.as_key(),
+                &at.at_key(),
                 format!("unused upstream: `{name}`"),
                 "name it in a route's `upstream:`, or remove it",
             );

@@ -72,7 +72,7 @@ impl Config {
 ///
 /// `variable` looks up environment variables.
 pub fn load(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Result<Config, Report> {
-    check::check(Sources::read(path, variable))
+    check::check(Sources::open_all(path, variable))
 }
 
 /// [`load`] with the process's own environment.

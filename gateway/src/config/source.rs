@@ -63,7 +63,7 @@ impl At {
     }
 
     /// The same step's key.
-    pub(super) fn as_key(mut self) -> Self {
+    pub(super) fn at_key(mut self) -> Self {
         self.key = true;
         self
     }
@@ -86,7 +86,7 @@ struct Source {
 
 /// All that was read, and all that was wrong with it so far.
 pub(super) struct Sources {
-    sources: Vec<Source>,
+    read: Vec<Source>,
     pub(super) report: Report,
     pub(super) file: FileConfig,
     pub(super) upstreams: Vec<Item<(String, UpstreamConfig)>>,
@@ -100,9 +100,9 @@ pub(super) struct Sources {
 
 impl Sources {
     /// Reads the main file and what it includes.
-    pub(super) fn read(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Self {
+    pub(super) fn open_all(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Self {
         let mut this = Self {
-            sources: Vec::new(),
+            read: Vec::new(),
             report: Report::default(),
             file: FileConfig::default(),
             upstreams: Vec::new(),
@@ -115,7 +115,7 @@ impl Sources {
         let Some(main) = this.open(path, variable) else {
             return this;
         };
-        let tree = this.sources[main].tree.clone();
+        let tree = this.read[main].tree.clone();
         let own = without_lists(&tree);
         if let Some(file) = this.typed::<FileConfig>(&At::root(main), &own) {
             this.file = file;
@@ -124,7 +124,7 @@ impl Sources {
         this.includes(path, variable);
         this.hash = {
             let mut hasher = DefaultHasher::new();
-            for source in &this.sources {
+            for source in &this.read {
                 (&source.name, &source.text).hash(&mut hasher);
             }
             hasher.finish()
@@ -163,7 +163,7 @@ impl Sources {
                     continue;
                 }
                 let Some(source) = self.open(&path, variable) else { continue };
-                let tree = self.sources[source].tree.clone();
+                let tree = self.read[source].tree.clone();
                 self.typed::<IncludedConfig>(&At::root(source), &without_lists(&tree));
                 self.lists(source, &tree);
             }
@@ -203,8 +203,8 @@ impl Sources {
             Err(told) => failed.push((steps.to_vec(), told)),
         });
         let is_map = matches!(tree, Tree::Map(_));
-        self.sources.push(Source { name, text, tree, raw });
-        let source = self.sources.len() - 1;
+        self.read.push(Source { name, text, tree, raw });
+        let source = self.read.len() - 1;
         for (place, key) in duplicates {
             let help = format!("`{key}` stands here already; keep one of the two");
             self.error_at(source, &place, format!("duplicate key: `{key}`"), &help);
@@ -298,7 +298,7 @@ impl Sources {
             }
         }
         let mut message = error.into_inner().to_string();
-        let source = &self.sources[at.source];
+        let source = &self.read[at.source];
         // A value from the environment may be a secret: show what the file says instead.
         if let Some(raw) = source.raw.get(&source.place(&at).steps)
             && let Some(Tree::Text(value)) = source.node(&source.place(&at).steps)
@@ -311,7 +311,7 @@ impl Sources {
             if at.path.last() != Some(&Seg::Key(key.clone())) {
                 at.path.push(Seg::Key(key));
             }
-            at = at.as_key();
+            at = at.at_key();
         }
         self.error(&at, message, &help);
         None
@@ -319,24 +319,24 @@ impl Sources {
 
     /// Whether not even the main file could be read.
     pub(super) fn is_empty(&self) -> bool {
-        self.sources.is_empty()
+        self.read.is_empty()
     }
 
     /// Something that makes the file be refused.
     pub(super) fn error(&mut self, at: &At, message: String, help: &str) {
-        let place = self.sources[at.source].place(at);
+        let place = self.read[at.source].place(at);
         self.error_at(at.source, &place, message, help);
     }
 
     /// Something allowed that looks wrong.
     pub(super) fn warn(&mut self, at: &At, message: String, help: &str) {
-        let place = self.sources[at.source].place(at);
+        let place = self.read[at.source].place(at);
         self.tell(Severity::Warning, at.source, &place, message, help);
     }
 
     /// Line of a place, to name it in another place's error.
     pub(super) fn line(&self, at: &At) -> String {
-        let source = &self.sources[at.source];
+        let source = &self.read[at.source];
         let (line, _) = locate(&source.text, &source.place(at));
         format!("{}:{line}", source.name)
     }
@@ -346,7 +346,7 @@ impl Sources {
     }
 
     fn tell(&mut self, severity: Severity, source: usize, place: &Place, message: String, help: &str) {
-        let source = &self.sources[source];
+        let source = &self.read[source];
         // Finding a place reads the file again; past the most that is shown nobody looks.
         let (line, column) =
             if self.report.diagnostics.len() < 2 * MOST { locate(&source.text, place) } else { (1, 1) };

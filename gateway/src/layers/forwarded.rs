@@ -41,9 +41,8 @@ pub(super) fn apply(
     let address = chain.iter().rev().find(|ip| !snapshot.trusts(**ip)).or(chain.first()).copied().unwrap_or(peer);
     let proto = match headers.get(fields::X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
         Some(value) if value.eq_ignore_ascii_case(b"https") => "https",
-        Some(_) => "http",
         None if forwarded_proto(headers).is_some_and(|proto| proto.eq_ignore_ascii_case("https")) => "https",
-        None => "http",
+        _ => "http",
     };
     let asked = headers.get(fields::X_FORWARDED_HOST).unwrap_or(host).clone();
     let list = chain.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

@@ -63,7 +63,7 @@ fn translate_request(request: &mut Request) -> Result<(), Error> {
     let Request { http, context } = request;
     if let Some(rewrite) = rewrite(context) {
         if let Some(prefix) = &rewrite.prefix_header {
-            strip_prefix(http, rewrite, context).map_err(|kind| Error::new(kind))?;
+            strip_prefix(http, rewrite, context).map_err(Error::new)?;
             http.headers_mut().insert(fields::X_FORWARDED_PREFIX, prefix.clone());
         }
         if let (HostRewrite::Upstream, Some(upstream)) = (rewrite.host, context.upstream()) {

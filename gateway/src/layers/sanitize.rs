@@ -134,7 +134,7 @@ fn strip(headers: &mut HeaderMap, trusted: bool, context: &Context) -> bool {
             match *name {
                 header::CONNECTION => fields::named_by(value, &mut doomed),
                 header::UPGRADE => {
-                    websocket |= fields::tokens(value).any(|token| token.eq_ignore_ascii_case(b"websocket"))
+                    websocket |= fields::tokens(value).any(|token| token.eq_ignore_ascii_case(b"websocket"));
                 }
                 _ => {}
             }

@@ -177,7 +177,7 @@ fn remove_dot_segments(path: &str) -> String {
 fn push_segment(key: &mut Vec<u8>, segment: &str, policy: PathPolicy) -> Result<(), Oddity> {
     let decoded = decode(segment);
     let is_separator = |byte: &u8| matches!(byte, b'/' | b'\\');
-    let splits = decoded.iter().any(|byte| is_separator(byte));
+    let splits = decoded.iter().any(&is_separator);
     for part in decoded.split(|byte| is_separator(byte)) {
         let name = part.split(|&byte| byte == b';').next().unwrap_or(part);
         match name {

@@ -19,6 +19,9 @@ pub struct Head<'a> {
     pub query: &'a str,
 }
 
+/// A query parameter's name and value.
+pub type Parameter = (Box<[u8]>, Box<[u8]>);
+
 /// What a rule asks for; all of it must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Predicates {
@@ -27,7 +30,7 @@ pub struct Predicates {
     /// Fields with exactly this value.
     pub headers: Vec<(HeaderName, Box<[u8]>)>,
     /// Parameters whose first value is exactly this.
-    pub query: Vec<(Box<[u8]>, Box<[u8]>)>,
+    pub query: Vec<Parameter>,
 }
 
 /// The first predicate that does not hold.

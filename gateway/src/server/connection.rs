@@ -65,12 +65,12 @@ pub(super) async fn serve<S>(
         let mut builder = http2::Builder::new(LocalExecutor);
         builder.max_send_buf_size(BUFFER);
         let conn = std::pin::pin!(builder.serve_connection(io, service));
-        guard(conn, |conn| conn.graceful_shutdown(), Duration::ZERO, &worker, &connection, &stuck, phase).await;
+        guard(conn, http2::Connection::graceful_shutdown, Duration::ZERO, &worker, &connection, &stuck, phase).await;
     } else {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(BUFFER);
         let conn = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
-        guard(conn, |conn| conn.graceful_shutdown(), LINGER, &worker, &connection, &stuck, phase).await;
+        guard(conn, http1::UpgradeableConnection::graceful_shutdown, LINGER, &worker, &connection, &stuck, phase).await;
     }
 }
 

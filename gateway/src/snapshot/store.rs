@@ -79,6 +79,17 @@ impl Registry {
         Ok(upstream)
     }
 
+    /// Whether a `ca:` file has other content under the same name.
+    fn certificates_changed(&self, config: &config::Config) -> bool {
+        config.upstreams.iter().any(|(name, upstream)| {
+            let known = self.upstreams.get(name.as_str());
+            upstream
+                .ca
+                .as_ref()
+                .is_some_and(|ca| known.is_none_or(|known| std::fs::read(config.resolve(ca)).ok() != known.ca))
+        })
+    }
+
     pub(super) fn retain(&mut self, upstream: impl Fn(&Arc<Upstream>) -> bool, routes: &HashSet<&str>) {
         self.upstreams.retain(|_, known| upstream(&known.upstream));
         self.stats.retain(|name, _| routes.contains(&**name));
@@ -192,7 +203,7 @@ impl Store {
             Ok(config) => config,
             Err(report) => return Err(self.refuse(report)),
         };
-        if config.hash == old.hash && !self.certificates_changed(&config, &mut registry) {
+        if config.hash == old.hash && !registry.certificates_changed(&config) {
             self.accept(config);
             return Ok(Reloaded::Unchanged);
         }
@@ -220,17 +231,6 @@ impl Store {
             }
         });
         Ok(Reloaded::Loaded(generation))
-    }
-
-    /// Whether a `ca:` file has other content under the same name.
-    fn certificates_changed(&self, config: &config::Config, registry: &mut Registry) -> bool {
-        config.upstreams.iter().any(|(name, upstream)| {
-            let known = registry.upstreams.get(name.as_str());
-            upstream
-                .ca
-                .as_ref()
-                .is_some_and(|ca| known.is_none_or(|known| std::fs::read(config.resolve(ca)).ok() != known.ca))
-        })
     }
 
     fn accept(&self, config: config::Config) {

@@ -382,7 +382,7 @@ mod tests {
         let stats = RouteStats::new(2);
         stats.begin(0, Arm::Service);
         stats.record(0, Arm::Service, class_of(http::StatusCode::OK), Duration::from_millis(3));
-        stats.record(1, Arm::Service, class_of(http::StatusCode::CREATED), Duration::from_secs(60));
+        stats.record(1, Arm::Service, class_of(http::StatusCode::CREATED), Duration::from_mins(1));
         let text = encode(Arc::new(One(stats, UpstreamStats::default(), ProcessStats::default()))).unwrap();
         assert!(
             text.contains(r#"gateway_requests_total{route="a \"quoted\" name",arm="service",status="2xx"} 2"#),

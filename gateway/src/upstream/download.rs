@@ -81,10 +81,9 @@ impl Body for UpstreamBody {
             Poll::Pending => match self.poll_idle(cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(()) => {
-                    let mut told = Error::new(Kind::AttemptTimeout);
-                    told.detail = "the body paused for too long".to_owned();
-                    told.upstream = self.lease.take().map(|lease| lease.upstream().name.clone());
-                    Poll::Ready(Some(Err(told)))
+                    let upstream = self.lease.take().map(|lease| lease.upstream().name.clone());
+                    let detail = "the body paused for too long".to_owned();
+                    Poll::Ready(Some(Err(Error { upstream, detail, ..Error::new(Kind::AttemptTimeout) })))
                 }
             },
         }

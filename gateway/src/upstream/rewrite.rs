@@ -133,10 +133,10 @@ fn split_port(authority: &str, scheme: &str) -> (String, u16) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::UpstreamConfig;
+    use crate::config::{UpstreamConfig, file::ConnectionsConfig};
 
     fn upstream(name: &str, url: &str) -> Upstream {
-        let config = UpstreamConfig { url: url.to_owned(), ca: None, connections: Default::default() };
+        let config = UpstreamConfig { url: url.to_owned(), ca: None, connections: ConnectionsConfig::default() };
         Upstream::new(name, &config, std::path::Path::new(""), 1, Vec::new()).unwrap()
     }
 

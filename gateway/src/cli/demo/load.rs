@@ -154,14 +154,13 @@ impl Client {
     /// Asks once; never repeats anything.
     async fn ask(&mut self, method: Method, path: &str, session: usize) -> Result<(u16, String), String> {
         let fail = |error: &dyn std::fmt::Display| format!("{path}: {error}");
-        let mut sender = match self.sender.take().filter(|sender| !sender.is_closed()) {
-            Some(sender) => sender,
-            None => {
-                let tcp = TcpStream::connect(self.gateway).await.map_err(|e| fail(&e))?;
-                let (sender, connection) = handshake(TokioIo::new(tcp)).await.map_err(|e| fail(&e))?;
-                tokio::task::spawn_local(connection);
-                sender
-            }
+        let mut sender = if let Some(sender) = self.sender.take().filter(|sender| !sender.is_closed()) {
+            sender
+        } else {
+            let tcp = TcpStream::connect(self.gateway).await.map_err(|e| fail(&e))?;
+            let (sender, connection) = handshake(TokioIo::new(tcp)).await.map_err(|e| fail(&e))?;
+            tokio::task::spawn_local(connection);
+            sender
         };
         sender.ready().await.map_err(|e| fail(&e))?;
         let body =

@@ -61,9 +61,11 @@ async fn every_yaml_block_of_the_docs_is_good() {
         let text = std::fs::read_to_string(&page).unwrap();
         for (n, block) in text.split("```yaml\n").skip(1).enumerate() {
             let block = block.split("```").next().unwrap();
-            let mut file = block.to_owned();
+            // A block in a list is indented as a whole.
+            let indent = block.len() - block.trim_start().len();
+            let mut file: String = block.lines().map(|line| format!("{}\n", line.get(indent..).unwrap_or(""))).collect();
             // A block may leave out what does not matter to it.
-            if !block.lines().any(|line| line.starts_with("upstreams:")) {
+            if !file.lines().any(|line| line.starts_with("upstreams:")) {
                 file.push_str("upstreams:\n  legacy: {url: \"http://127.0.0.1:9000\"}\n");
                 for name in ["orders", "products", "users", "orders-v2"] {
                     file.push_str(&format!("  {name}: {{url: \"http://127.0.0.1:9001\"}}\n"));

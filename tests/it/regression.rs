@@ -19,3 +19,25 @@ async fn a_file_that_vanishes_is_refused_like_any_other() {
     std::fs::write(&gateway.file, text).unwrap();
     until("it is back", async || gateway.config().await["current"] == true).await;
 }
+
+/// inotify tells of reads too. The watcher read the file to see whether it had changed, was told of
+/// its own read, and read again: an idle gateway burnt a core. So did one whose log lay beside its file.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_gateway_leaves_its_file_alone() {
+    let legacy = Origin::named("legacy").await;
+    let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
+    let reads = || {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", gateway.process.id().unwrap())).unwrap();
+        io.lines().find_map(|line| line.strip_prefix("syscr: ")?.parse::<u64>().ok()).unwrap()
+    };
+    let (start, before) = (std::time::Instant::now(), reads());
+    let mut beside = std::fs::File::create(gateway.file.with_extension("log")).unwrap();
+    for _ in 0..100 {
+        std::io::Write::write_all(&mut beside, b"a line\n").unwrap();
+        tests::get(gateway.admin, "/healthz").await;
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    // Each call reads a few times; the loop read thousands of times a second.
+    let allowed = 100 * 10 + 200 * start.elapsed().as_secs().max(1);
+    assert!(reads() - before < allowed, "{} reads", reads() - before);
+}

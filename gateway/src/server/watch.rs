@@ -33,7 +33,11 @@ impl Watch {
     /// Starts watching. Without the system's help it still polls.
     pub(super) fn start(main: &Path, patterns: Vec<String>) -> Self {
         let (sender, events) = mpsc::channel(1);
-        let watcher = notify::recommended_watcher(move |_| {
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Reading is an event too, ours included: to look because of it would be to look for ever.
+            if event.is_ok_and(|event| event.kind.is_access()) {
+                return;
+            }
             // One waiting event is as good as many.
             let _ = sender.try_send(());
         });
@@ -95,6 +99,8 @@ impl Watch {
     pub(super) async fn changed(&mut self) {
         loop {
             let _ = tokio::time::timeout(POLL, self.events.recv()).await;
+            // However busy the folder is, as when a log is written into it, we look no oftener than this.
+            tokio::time::sleep(STILL).await;
             let mut before = self.fingerprint();
             if before == self.seen {
                 continue;

@@ -63,7 +63,8 @@ async fn every_yaml_block_of_the_docs_is_good() {
             let block = block.split("```").next().unwrap();
             // A block in a list is indented as a whole.
             let indent = block.len() - block.trim_start().len();
-            let mut file: String = block.lines().map(|line| format!("{}\n", line.get(indent..).unwrap_or(""))).collect();
+            let mut file: String =
+                block.lines().map(|line| format!("{}\n", line.get(indent..).unwrap_or(""))).collect();
             // A block may leave out what does not matter to it.
             if !file.lines().any(|line| line.starts_with("upstreams:")) {
                 file.push_str("upstreams:\n  legacy: {url: \"http://127.0.0.1:9000\"}\n");

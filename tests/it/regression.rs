@@ -5,7 +5,8 @@ use tests::{Gateway, Origin, send, until};
 use crate::yaml;
 
 /// A file that could not be read, or was no YAML at all, left the checks without any text to
-/// point into: they panicked, and the reload was neither told nor counted.
+/// point into: they panicked, and the reload was neither told nor counted. And what happened to the file
+/// between loading it and watching it was taken for seen: here it vanishes as soon as the gateway listens.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_vanishes_is_refused_like_any_other() {
     let legacy = Origin::named("legacy").await;

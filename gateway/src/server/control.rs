@@ -65,7 +65,7 @@ impl Control {
         let file = self.store.path().display();
         match &result {
             Ok(Reloaded::Loaded(generation)) => tracing::info!(%file, generation, why, "reloaded"),
-            Ok(Reloaded::Unchanged) => tracing::info!(%file, why, "read again; nothing has changed"),
+            Ok(Reloaded::Unchanged) => tracing::debug!(%file, why, "read again; nothing has changed"),
             Err(report) => tracing::error!("the file was refused ({why}); what ran before goes on running\n{report}"),
         }
         result

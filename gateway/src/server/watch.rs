@@ -26,7 +26,8 @@ pub(super) struct Watch {
     watcher: Option<RecommendedWatcher>,
     folders: BTreeSet<PathBuf>,
     events: mpsc::Receiver<()>,
-    seen: u64,
+    /// Nothing at first: the file may have changed since it was loaded, before the watch began.
+    seen: Option<u64>,
 }
 
 impl Watch {
@@ -44,9 +45,8 @@ impl Watch {
         let watcher = watcher
             .inspect_err(|error| tracing::warn!(%error, "cannot watch files; looking every {POLL:?} instead"))
             .ok();
-        let mut this = Self { main: main.to_owned(), patterns, watcher, folders: BTreeSet::new(), events, seen: 0 };
+        let mut this = Self { main: main.to_owned(), patterns, watcher, folders: BTreeSet::new(), events, seen: None };
         this.follow(None);
-        this.seen = this.fingerprint();
         this
     }
 
@@ -98,11 +98,13 @@ impl Watch {
     /// Waits until the text is another than the last time, and stands still.
     pub(super) async fn changed(&mut self) {
         loop {
-            let _ = tokio::time::timeout(POLL, self.events.recv()).await;
+            if self.seen.is_some() {
+                let _ = tokio::time::timeout(POLL, self.events.recv()).await;
+            }
             // However busy the folder is, as when a log is written into it, we look no oftener than this.
             tokio::time::sleep(STILL).await;
             let mut before = self.fingerprint();
-            if before == self.seen {
+            if self.seen == Some(before) {
                 continue;
             }
             loop {
@@ -113,8 +115,8 @@ impl Watch {
                 }
                 before = after;
             }
-            if before != self.seen {
-                self.seen = before;
+            if self.seen != Some(before) {
+                self.seen = Some(before);
                 return;
             }
         }

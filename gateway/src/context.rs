@@ -9,12 +9,16 @@ use std::{
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
     rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use http::{HeaderValue, Method, Uri, Version};
 use hyper::upgrade::OnUpgrade;
+use slab::Slab;
 use tokio::time::Instant;
 
 use crate::{
@@ -40,6 +44,17 @@ pub struct Request {
     pub http: http::Request<RequestBody>,
     /// What is known of it.
     pub context: Context,
+}
+
+impl Request {
+    /// Reads what is left of the body for a little while: closing under a client that still writes would reset the
+    /// connection, and the client might never see the answer.
+    pub fn discard(self) {
+        if !self.http.body().upload().is_done() {
+            let timer = self.context.worker.timer.clone();
+            tokio::task::spawn_local(self.http.into_body().discard(timer));
+        }
+    }
 }
 
 /// A response on its way back.
@@ -98,8 +113,13 @@ impl Worker {
             let kept = |upstream: &Arc<Upstream>| {
                 old.pools.iter().find(|pool| Arc::ptr_eq(pool.upstream(), upstream)).cloned()
             };
-            let pools = snapshot.upstreams.iter().map(|u| kept(u).unwrap_or_else(|| Pool::new(u.clone()))).collect();
-            *self.local.borrow_mut() = Rc::new(Local { snapshot, pools });
+            let pools: Vec<_> =
+                snapshot.upstreams.iter().map(|u| kept(u).unwrap_or_else(|| Pool::new(u.clone()))).collect();
+            let new = Rc::new(Local { snapshot, pools });
+            for gone in old.pools.iter().filter(|pool| !new.pools.iter().any(|kept| Rc::ptr_eq(kept, pool))) {
+                gone.retire();
+            }
+            *self.local.borrow_mut() = new;
         }
         self.local.borrow().clone()
     }
@@ -143,6 +163,10 @@ pub struct ClientConnection {
     pub active: Cell<Instant>,
     /// How long its writes may be stuck: the idle limit of its last request.
     pub idle: Cell<Option<Duration>>,
+    /// Since when HTTP/2 streams hold a frame that their client's window has no room for.
+    pub held: RefCell<Slab<Instant>>,
+    /// Whether the connection must end in a reset: nothing else tells an HTTP/1.0 client that a body broke off.
+    pub reset: Arc<AtomicBool>,
 }
 
 impl ClientConnection {
@@ -154,7 +178,16 @@ impl ClientConnection {
             in_flight: Cell::new(0),
             active: Cell::new(Instant::now()),
             idle: Cell::new(Some(Duration::from_mins(1))),
+            held: RefCell::default(),
+            reset: Arc::default(),
         }
+    }
+}
+
+impl ClientConnection {
+    /// For how long a stream has held a frame that its client's window has no room for.
+    pub fn held_for(&self) -> Option<Duration> {
+        self.held.borrow().iter().map(|(_, since)| since.elapsed()).max()
     }
 }
 
@@ -177,6 +210,8 @@ pub struct Exchange {
     pub version: Version,
     /// The host asked for.
     pub host: OnceCell<HeaderValue>,
+    /// The host that the client asked for, which a trusted proxy may have replaced in `Host`.
+    pub asked: OnceCell<HeaderValue>,
     /// The id in log and upstream request.
     pub request_id: OnceCell<HeaderValue>,
     /// The client's address, as far as it can be believed.
@@ -225,7 +260,7 @@ impl Exchange {
         let local = worker.local();
         connection.in_flight.set(connection.in_flight.get() + 1);
         connection.active.set(now);
-        Rc::new(Self {
+        let context = Rc::new(Self {
             worker: worker.clone(),
             connection: connection.clone(),
             started: now,
@@ -234,6 +269,7 @@ impl Exchange {
             uri: request.uri().clone(),
             version: request.version(),
             host: OnceCell::new(),
+            asked: OnceCell::new(),
             request_id: OnceCell::new(),
             client: Cell::new(connection.peer.ip()),
             https: Cell::new(false),
@@ -253,7 +289,10 @@ impl Exchange {
             failure: RefCell::new(None),
             counted: Cell::new(false),
             local,
-        })
+        });
+        // The exchange is not over while its body still comes in, whatever was answered.
+        context.upload.hold(context.clone());
+        context
     }
 
     /// What runs for this request.
@@ -288,7 +327,9 @@ impl Exchange {
         let status = self.status.get();
         let class = match http::StatusCode::from_u16(status) {
             Ok(status) if self.complete.get() => class_of(status),
-            _ => ABORTED,
+            // The client left; unless it was the upstream that broke off.
+            _ if self.failure.borrow().is_none() => ABORTED,
+            _ => class_of(http::StatusCode::BAD_GATEWAY),
         };
         route.stats.record(self.worker.index, self.arm.get(), class, duration);
         if self.counted.get() {

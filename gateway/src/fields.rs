@@ -54,7 +54,10 @@ pub fn voice(name: &str) -> Option<Voice> {
 
 /// Fields with which a client asks a server to take the request for another method.
 pub fn is_method_override(name: &str) -> bool {
-    matches!(name, "x-http-method-override" | "x-http-method" | "x-method-override")
+    let known = ["x-http-method-override", "x-http-method", "x-method-override"];
+    // `_` is `-` to many a server.
+    let same = |known: &str| known.bytes().zip(name.bytes()).all(|(k, n)| k == n || (k == b'-' && n == b'_'));
+    name.starts_with('x') && known.iter().any(|known| known.len() == name.len() && same(known))
 }
 
 /// The fields that a `Connection` field names (RFC 9110 §7.6.1), but for those that no sender may name there.

@@ -19,6 +19,9 @@ use tokio::{sync::Notify, time::Instant};
 /// How late a limit may fire.
 pub const TICK: Duration = Duration::from_millis(20);
 
+/// A deadline that nobody waits for.
+const FAR: Duration = Duration::from_secs(24 * 3600);
+
 /// A worker's ticker.
 #[derive(Clone)]
 pub struct Timer(Rc<Inner>);
@@ -41,6 +44,12 @@ impl Timer {
         Self(inner)
     }
 
+    /// Wakes every wait, for whoever else has something to look at.
+    pub fn wake_all(&self) {
+        let wakers: Vec<Waker> = self.0.waits.borrow().iter().map(|(_, wait)| wait.waker.clone()).collect();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
     /// A wait; nothing is registered before it is polled.
     pub fn sleep(&self, duration: Duration) -> Sleep {
         Sleep { timer: self.clone(), deadline: Instant::now() + duration, slot: None }
@@ -59,9 +68,11 @@ async fn tick(inner: Weak<Inner>) {
         tokio::time::sleep(TICK).await;
         let Some(strong) = inner.upgrade() else { return };
         let now = Instant::now();
-        expired.extend(
-            strong.waits.borrow().iter().filter(|(_, wait)| wait.deadline <= now).map(|(_, wait)| wait.waker.clone()),
-        );
+        for (_, wait) in strong.waits.borrow_mut().iter_mut().filter(|(_, wait)| wait.deadline <= now) {
+            // Woken once: whoever is polled asks its own deadline.
+            wait.deadline = now + FAR;
+            expired.push(wait.waker.clone());
+        }
         expired.drain(..).for_each(Waker::wake);
     }
 }
@@ -96,6 +107,7 @@ impl Future for Sleep {
         let mut waits = inner.waits.borrow_mut();
         if let Some(wait) = self.slot.and_then(|slot| waits.get_mut(slot)) {
             wait.waker.clone_from(cx.waker());
+            wait.deadline = deadline;
         } else {
             if waits.is_empty() {
                 inner.first.notify_one();

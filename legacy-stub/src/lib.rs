@@ -130,7 +130,11 @@ pub async fn serve(listener: TcpListener, options: &Options) -> io::Result<()> {
         defects: options.defect.clone(),
     });
     loop {
-        let (tcp, _) = listener.accept().await?;
+        let Ok((tcp, _)) = listener.accept().await else {
+            // No descriptor left, say: others may give theirs back.
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            continue;
+        };
         let _ = tcp.set_nodelay(true);
         let stub = stub.clone();
         tokio::spawn(async move {

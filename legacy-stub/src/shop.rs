@@ -82,7 +82,7 @@ impl Shop {
         let order = json!({
             "id": id, "user": 1, "status": "placed",
             "items": [{"product": product, "quantity": quantity, "price_cents": price}],
-            "total_cents": price * quantity,
+            "total_cents": price.saturating_mul(quantity),
         });
         self.orders.insert(id, Some(order.clone()));
         while self.orders.len() > MOST {

@@ -42,7 +42,7 @@ pub(super) fn status(control: &Control) -> Value {
         "tunnels": process.tunnels.load(Relaxed),
         "config": {
             "file": control.store.path().display().to_string(),
-            "files": status.files,
+            "files": status.seen.files,
             "generation": snapshot.generation,
             "hash": format!("{:016x}", snapshot.hash),
             "loaded": snapshot.loaded.to_string(),

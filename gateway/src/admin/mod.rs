@@ -77,8 +77,9 @@ impl Admin {
                 }
             };
             let this = self.clone();
+            let local = tcp.local_addr().is_ok_and(|address| address.ip().is_loopback());
             tokio::task::spawn_local(async move {
-                let service = service_fn(|request| this.answer(kind, request));
+                let service = service_fn(|request| this.answer(kind, local, request));
                 let mut builder = http1::Builder::new();
                 builder.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BODY);
                 // A caller that hangs up is no news.
@@ -88,7 +89,12 @@ impl Admin {
         }
     }
 
-    async fn answer(&self, kind: Kind, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    async fn answer(
+        &self,
+        kind: Kind,
+        local: bool,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
         let mut response = match (kind, path) {
@@ -96,7 +102,7 @@ impl Admin {
             (Kind::Health, _) => problem(StatusCode::NOT_FOUND, "this listener has `/healthz` and `/readyz` alone"),
             (Kind::Admin, _) => {
                 let token = self.control.store.current().admin_token.clone();
-                match gate::check(&parts, token.as_deref()) {
+                match gate::check(&parts, token.as_deref(), local) {
                     Err(refusal) => refusal,
                     Ok(()) => match Limited::new(body, BODY).collect().await {
                         Ok(body) => self.call(&parts, &body.to_bytes()).await,
@@ -133,7 +139,7 @@ impl Admin {
             "/api/routes" => json(StatusCode::OK, &api::routes(&self.control.store.current())),
             "/api/reload" => api::reload(&self.control).await,
             "/api/explain" => api::explain(&self.control.store.current(), body),
-            _ => api::route(&self.control.store.current(), path.trim_start_matches("/api/routes/")),
+            _ => api::route(&self.control.store.current(), path.strip_prefix("/api/routes/").unwrap_or_default()),
         }
     }
 

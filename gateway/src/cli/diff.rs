@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use super::offline;
+use super::{offline, print};
 use crate::snapshot::diff::diff;
 
 #[derive(clap::Args)]
@@ -23,9 +23,9 @@ impl Diff {
         let (_, new) = offline(&self.new)?;
         let difference = diff(&old, &new);
         if self.json {
-            println!("{:#}", serde_json::to_value(&difference)?);
+            print(&format!("{:#}\n", serde_json::to_value(&difference)?));
         } else {
-            print!("{difference}");
+            print(&difference.to_string());
         }
         Ok(if difference.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

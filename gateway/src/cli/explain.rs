@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, anyhow};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
-use super::offline;
+use super::{offline, print};
 use crate::snapshot::explain::explain;
 
 #[derive(clap::Args)]
@@ -42,9 +42,9 @@ impl Explain {
         let (_, snapshot) = offline(&self.config)?;
         let told = explain(&snapshot, &self.method, &self.url, headers, self.client);
         if self.json {
-            println!("{:#}", serde_json::to_value(&told)?);
+            print(&format!("{:#}\n", serde_json::to_value(&told)?));
         } else {
-            print!("{told}");
+            print(&told.to_string());
         }
         Ok(ExitCode::SUCCESS)
     }

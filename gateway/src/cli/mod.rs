@@ -9,6 +9,7 @@ mod run;
 mod schema;
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -48,7 +49,7 @@ enum Command {
     )]
     Explain(explain::Explain),
     /// Says which requests would go elsewhere under another file.
-    #[command(after_help = "Example: gateway diff <(git show HEAD:routes.yaml) routes.yaml")]
+    #[command(after_help = "Example: gateway diff routes.yaml routes.new.yaml")]
     Diff(diff::Diff),
     /// Brings up a monolith, two services, the gateway and traffic, and tells the migration of one route.
     #[cfg(feature = "demo")]
@@ -78,7 +79,7 @@ pub fn main() -> ExitCode {
         Err(error) => error,
     };
     if let Some(report) = error.downcast_ref::<Report>() {
-        eprintln!("{report}\n\n{}", count(report));
+        let _ = writeln!(std::io::stderr(), "{report}\n\n{}", count(report));
         return ExitCode::from(BAD_FILE);
     }
     eprintln!("error: {error:#}");
@@ -95,8 +96,13 @@ fn count(report: &Report) -> String {
 /// Loads and compiles a file, for a command that does not serve.
 fn offline(path: &Path) -> anyhow::Result<(Config, Snapshot)> {
     let config = config::load_with_env(path)?;
-    let snapshot = compile(&config, &mut Registry::new(1), 1).map_err(anyhow::Error::msg)?;
+    let snapshot = compile(&config, &mut Registry::new(1), 1).map_err(|why| Report::of(path, why, "mend that"))?;
     Ok((config, snapshot))
+}
+
+/// Prints, unless nobody reads any more.
+fn print(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
 /// The file that most commands take.

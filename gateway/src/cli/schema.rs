@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::print;
 use crate::config::document;
 
 #[derive(clap::Args)]
@@ -14,9 +15,9 @@ pub(super) struct Schema {
 impl Schema {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         if self.markdown {
-            print!("{}", document::markdown());
+            print(&document::markdown());
         } else {
-            println!("{:#}", document::schema());
+            print(&format!("{:#}\n", document::schema()));
         }
         Ok(ExitCode::SUCCESS)
     }

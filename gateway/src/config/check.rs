@@ -10,7 +10,7 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Method, Uri};
 use ipnet::IpNet;
-use rustls_pki_types::{CertificateDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 
 use super::{
     Config, Report,
@@ -57,15 +57,13 @@ pub(super) fn check(mut sources: Sources) -> Result<Config, Report> {
     let (Some(addresses), false) = (addresses, sources.report.has_errors()) else {
         return Err(sources.report);
     };
-    let Sources { report, file, upstreams, routes, files, include_patterns, hash, .. } = sources;
+    let Sources { report, file, upstreams, routes, hash, .. } = sources;
     Ok(Config {
         file,
         upstreams: upstreams.into_iter().map(|item| item.value).collect(),
         routes: routes.into_iter().map(|item| item.value).collect(),
         rules: rules.into_iter().flatten().collect(),
         warnings: report,
-        files,
-        include_patterns,
         hash,
         listen: addresses.listen,
         admin: addresses.admin,
@@ -225,7 +223,7 @@ pub fn parse_url(text: &str) -> Result<Url, String> {
 }
 
 fn check_upstreams(sources: &mut Sources, addresses: Option<&Addresses>) {
-    if !sources.upstream_names.iter().any(|name| name == "legacy") {
+    if !sources.incomplete && !sources.upstream_names.iter().any(|name| name == "legacy") {
         sources.error(
             &At::root(0).down("upstreams"),
             "no upstream called `legacy`".to_owned(),
@@ -265,6 +263,13 @@ fn check_upstream(sources: &mut Sources, at: &At, config: &UpstreamConfig, addre
             "write `http://host:port` or `https://host:port`, without a path",
         ),
         Ok(url) => {
+            if url.tls && ServerName::try_from(url.host.as_str()).is_err() {
+                sources.error(
+                    &url_at,
+                    "not a name that a certificate can have".to_owned(),
+                    "write the host's DNS name or IP address",
+                );
+            }
             if config.ca.is_some() && !url.tls {
                 sources.error(
                     &at.down("ca"),
@@ -284,7 +289,7 @@ fn check_upstream(sources: &mut Sources, at: &At, config: &UpstreamConfig, addre
         }
     }
     if let Some(ca) = &config.ca
-        && let Err(why) = read_ca(&sources.files[0].parent().unwrap_or(Path::new("")).join(ca))
+        && let Err(why) = read_ca(&sources.report.files[0].parent().unwrap_or(Path::new("")).join(ca))
     {
         sources.error(
             &at.down("ca"),
@@ -318,6 +323,10 @@ pub fn is_same_listener(own: SocketAddr, target: SocketAddr) -> bool {
 pub fn read_ca(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates: Vec<_> =
         CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| error.to_string())?;
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in &certificates {
+        roots.add(certificate.clone()).map_err(|error| error.to_string())?;
+    }
     if certificates.is_empty() { Err("it has none".to_owned()) } else { Ok(certificates) }
 }
 
@@ -351,6 +360,7 @@ fn check_routes(sources: &mut Sources, items: &[Item<RouteConfig>], paths: PathP
         }
         check_route(sources, item, rule.as_ref(), paths);
     }
+    groups(sources, items);
     let known: Vec<(usize, &Rule)> =
         rules.iter().enumerate().filter_map(|(n, rule)| Some((n, rule.as_ref()?))).collect();
     ties_and_unreachable(sources, items, &known);
@@ -407,15 +417,11 @@ fn check_match(sources: &mut Sources, item: &Item<RouteConfig>, paths: PathPolic
         if let Some(name) = header_name(sources, &at, name) {
             if name == http::header::HOST {
                 sources.error(&at.clone().at_key(), "host matched as a header".to_owned(), "match hosts with `hosts:`");
-            } else if fields::is_hop_by_hop(name.as_str())
-                || fields::voice(name.as_str()) == Some(fields::Voice::Gateway)
-            {
-                sources.error(
-                    &at.clone().at_key(),
-                    format!("header that is never matched: `{name}`"),
-                    "the gateway strips it from every request before it matches; choose another",
-                );
             }
+            if predicates.headers.iter().any(|(known, _)| *known == name) {
+                sources.error(&at.clone().at_key(), format!("header listed twice: `{name}`"), "keep one of the two");
+            }
+            must_arrive(sources, &at.clone().at_key(), &name);
             header_value(sources, &at, value);
             predicates.headers.push((name, value.as_bytes().into()));
         }
@@ -456,6 +462,14 @@ fn host_pattern(text: &str) -> Result<HostPattern, &'static str> {
     } else {
         HostPattern::Exact(name.into())
     })
+}
+
+/// A field that the gateway strips before anything looks at it can decide nothing.
+fn must_arrive(sources: &mut Sources, at: &At, name: &HeaderName) {
+    if fields::is_hop_by_hop(name.as_str()) || fields::voice(name.as_str()) == Some(fields::Voice::Gateway) {
+        let help = "the gateway strips it from every request before it matches; choose another";
+        sources.error(at, format!("header that is never matched: `{name}`"), help);
+    }
 }
 
 fn header_name(sources: &mut Sources, at: &At, name: &str) -> Option<HeaderName> {
@@ -538,7 +552,7 @@ pub fn prefix_segments(prefix: &str, paths: PathPolicy) -> Result<Vec<Box<[u8]>>
 }
 
 fn known_upstream(sources: &mut Sources, at: &At, name: &str) {
-    if sources.upstream_names.iter().any(|known| known == name) {
+    if sources.incomplete || sources.upstream_names.iter().any(|known| known == name) {
         return;
     }
     let mut names: Vec<&str> = sources.upstream_names.iter().map(String::as_str).collect();
@@ -592,6 +606,14 @@ fn check_canary(sources: &mut Sources, at: &At, route: &RouteConfig, canary: &Ca
             "every request has the one before it; put this one first",
         );
     }
+    for (n, source) in canary.by.iter().enumerate() {
+        if let KeySource::Header(name) = source {
+            let at = at.down("by").down(n);
+            if let Ok(name) = HeaderName::from_bytes(name.as_bytes()) {
+                must_arrive(sources, &at, &name);
+            }
+        }
+    }
     for (list, key) in [(&canary.always, "always"), (&canary.never, "never")] {
         for (n, predicate) in list.iter().enumerate() {
             check_predicate(sources, &at.down(key).down(n), predicate);
@@ -609,7 +631,9 @@ fn check_predicate(sources: &mut Sources, at: &At, predicate: &PredicateConfig) 
     }
     for (name, value) in &predicate.header {
         let at = at.down("header").down(name.as_str());
-        header_name(sources, &at, name);
+        if let Some(name) = header_name(sources, &at, name) {
+            must_arrive(sources, &at.clone().at_key(), &name);
+        }
         header_value(sources, &at, value);
     }
     for name in predicate.cookie.keys() {
@@ -626,7 +650,7 @@ fn check_predicate(sources: &mut Sources, at: &At, predicate: &PredicateConfig) 
 fn check_gone(sources: &mut Sources, at: &At, gone: &GoneConfig) {
     for (key, value) in [("deprecation", &gone.deprecation), ("sunset", &gone.sunset)] {
         if let Some(text) = value
-            && parse_date(text).is_none()
+            && parse_date(text).is_none_or(|date| date < jiff::Timestamp::UNIX_EPOCH)
         {
             sources.error(
                 &at.down(key),
@@ -706,12 +730,15 @@ fn ties_and_unreachable(sources: &mut Sources, items: &[Item<RouteConfig>], rule
         for (at, (n, rule)) in group.iter().enumerate() {
             let rank = rule.predicates.rank(rule.priority);
             let mut better = Vec::new();
+            let mut told = false;
             for (place, (other, theirs)) in group.iter().enumerate() {
                 if place == at || !rule.predicates.overlaps(&theirs.predicates) {
                     continue;
                 }
                 match theirs.predicates.rank(theirs.priority).cmp(&rank) {
-                    std::cmp::Ordering::Equal if place < at && tied.insert((*other, *n)) => {
+                    // One tie a rule is enough to say, and bounds the work.
+                    std::cmp::Ordering::Equal if place < at && !told && tied.insert((*other, *n)) => {
+                        told = true;
                         let line = sources.line(&items[*other].at.down("match"));
                         sources.error(
                             &items[*n].at.down("match"),
@@ -749,6 +776,24 @@ fn ties_and_unreachable(sources: &mut Sources, items: &[Item<RouteConfig>], rule
                     "route `{}` at {line} takes all its requests first; remove one of the two or change a `priority:`",
                     name(*by)
                 ),
+            );
+        }
+    }
+}
+
+/// Routes of one group share cohorts only while they ask for the same key and share.
+fn groups(sources: &mut Sources, items: &[Item<RouteConfig>]) {
+    let mut seen: HashMap<&str, (&CanaryConfig, &At)> = HashMap::new();
+    for Item { at, value } in items.iter().filter(|item| item.value.stage == Stage::Canary) {
+        let Some(canary) = &value.canary else { continue };
+        let Some(group) = canary.group.as_deref().or(value.name.as_deref()) else { continue };
+        let (first, first_at) = *seen.entry(group).or_insert((canary, at));
+        if first.by != canary.by || first.percent != canary.percent {
+            let line = sources.line(&first_at.down("canary"));
+            sources.warn(
+                &at.down("canary").at_key(),
+                format!("routes of group `{group}` differ in `by` or `percent`"),
+                &format!("see {line}: a user may be on the service here and on the monolith there"),
             );
         }
     }

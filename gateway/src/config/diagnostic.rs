@@ -3,7 +3,10 @@
 //! A diagnostic shows the line as it is written, never with a substituted
 //! environment variable.
 
-use std::fmt;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::Serialize;
@@ -63,9 +66,29 @@ pub(super) const MOST: usize = 50;
 pub struct Report {
     /// In order of file and line.
     pub diagnostics: Vec<Diagnostic>,
+    /// The files that were read.
+    #[serde(skip)]
+    pub files: Vec<PathBuf>,
+    /// The include patterns, resolved: what makes the report obsolete may be a file that is not there yet.
+    #[serde(skip)]
+    pub include_patterns: Vec<String>,
 }
 
 impl Report {
+    /// A refusal that no line of the file is to blame for.
+    pub fn of(file: &Path, message: String, help: &str) -> Self {
+        let diagnostic = Diagnostic {
+            severity: Severity::Error,
+            file: file.display().to_string(),
+            line: 1,
+            column: 1,
+            message,
+            help: help.to_owned(),
+            source_line: String::new(),
+        };
+        Self { diagnostics: vec![diagnostic], ..Self::default() }
+    }
+
     /// Whether the file is refused.
     pub fn has_errors(&self) -> bool {
         self.errors() > 0
@@ -115,5 +138,5 @@ fn word_length(rest: &str) -> usize {
     let end = rest.find([',', ']', '}']).unwrap_or(rest.len());
     let end = rest[..end].find(": ").unwrap_or(end);
     let end = rest[..end].find(" #").unwrap_or(end);
-    rest[..end].trim_end().trim_end_matches(':').len().max(usize::from(!rest.is_empty()))
+    rest[..end].trim_end().trim_end_matches(':').len().max(rest.chars().next().map_or(0, char::len_utf8))
 }

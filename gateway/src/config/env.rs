@@ -22,6 +22,12 @@ pub(super) fn substitute(
             Some((name, default)) => (name, Some(default)),
             None => (&inner[..end], None),
         };
+        if default.is_some_and(|default| default.contains("${")) {
+            return Err((
+                "a variable inside a default".to_owned(),
+                "defaults are plain text; set the variable itself".to_owned(),
+            ));
+        }
         let valid = !name.is_empty()
             && !name.starts_with(|c: char| c.is_ascii_digit())
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
@@ -64,7 +70,7 @@ mod tests {
         assert_eq!(ok("http://${HOST}:${PORT:-80}").as_deref(), Some("http://h:80"));
         assert_eq!(ok("${EMPTY:-x}${EMPTY}").as_deref(), Some("x"));
         assert_eq!(ok("${NONE:-}").as_deref(), Some(""));
-        for wrong in ["${NONE}", "${", "${A", "${}", "${1A}", "${A B}"] {
+        for wrong in ["${NONE}", "${", "${A", "${}", "${1A}", "${A B}", "${A:-${B}}"] {
             assert!(substitute(wrong, &env).is_err(), "{wrong}");
         }
     }

@@ -21,6 +21,7 @@ use std::{
 pub use check::{UNROUTED, Url, is_same_listener, parse_date, parse_url, prefix_segments, read_ca};
 pub use diagnostic::{Diagnostic, Report, Severity};
 pub use file::{FileConfig, RouteConfig, Stage, UpstreamConfig};
+pub use source::GLOB;
 use source::Sources;
 
 use crate::routing::{path::PathPolicy, table::Rule};
@@ -36,12 +37,8 @@ pub struct Config {
     pub routes: Vec<RouteConfig>,
     /// The rule of each route, in the same order.
     pub rules: Vec<Rule>,
-    /// What is allowed but looks wrong.
+    /// What is allowed but looks wrong, and which files were read: the main one first.
     pub warnings: Report,
-    /// The files that were read, for the watcher: the main one first.
-    pub files: Vec<PathBuf>,
-    /// The include patterns, resolved against the main file's folder.
-    pub include_patterns: Vec<String>,
     /// A hash over the text of all files.
     pub hash: u64,
     /// Where clients connect.
@@ -59,7 +56,7 @@ pub struct Config {
 impl Config {
     /// A path in the file, relative to the main file's folder.
     pub fn resolve(&self, path: &str) -> PathBuf {
-        self.files.first().and_then(|main| main.parent()).unwrap_or(Path::new("")).join(path)
+        self.warnings.files.first().and_then(|main| main.parent()).unwrap_or(Path::new("")).join(path)
     }
 
     /// The name under which a route runs.

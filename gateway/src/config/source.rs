@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use serde::de::DeserializeOwned;
@@ -18,6 +18,21 @@ use super::{
     file::{FileConfig, IncludedConfig, RouteConfig, UpstreamConfig},
     tree::{Place, Step, Tree, locate},
 };
+
+/// Shorter values of variables, such as `1`, are no secrets, and would be found in any text.
+const SHORTEST_SECRET: usize = 4;
+
+/// Hidden files are no part of a pattern: editors leave locks, a `ConfigMap` its versions.
+pub const GLOB: glob::MatchOptions =
+    glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+
+/// An include pattern below a folder, whatever letters the folder's own name has.
+fn resolve(folder: &Path, pattern: &str) -> String {
+    if Path::new(pattern).is_absolute() || folder.as_os_str().is_empty() {
+        return pattern.to_owned();
+    }
+    format!("{}/{pattern}", glob::Pattern::escape(&folder.to_string_lossy()))
+}
 
 /// A step by name, from the root of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,8 +108,8 @@ pub(super) struct Sources {
     pub(super) routes: Vec<Item<RouteConfig>>,
     /// Names of all upstreams, also of those that failed to fit.
     pub(super) upstream_names: Vec<String>,
-    pub(super) files: Vec<PathBuf>,
-    pub(super) include_patterns: Vec<String>,
+    /// Whether a file or the list of includes could not be read: what seems to be missing may be there.
+    pub(super) incomplete: bool,
     pub(super) hash: u64,
 }
 
@@ -108,18 +123,14 @@ impl Sources {
             upstreams: Vec::new(),
             routes: Vec::new(),
             upstream_names: Vec::new(),
-            files: Vec::new(),
-            include_patterns: Vec::new(),
+            incomplete: false,
             hash: 0,
         };
         let Some(main) = this.open(path, variable) else {
             return this;
         };
         let tree = this.read[main].tree.clone();
-        let own = without_lists(&tree);
-        if let Some(file) = this.typed::<FileConfig>(&At::root(main), &own) {
-            this.file = file;
-        }
+        this.file = this.top_level(main, &tree);
         this.lists(main, &tree);
         this.includes(path, variable);
         this.hash = {
@@ -132,37 +143,66 @@ impl Sources {
         this
     }
 
+    /// The main file's own keys. Each is tried on its own, so that one that does not fit hides no other.
+    fn top_level(&mut self, main: usize, tree: &Tree) -> FileConfig {
+        let Tree::Map(entries) = without_lists(tree) else { return FileConfig::default() };
+        let fits = |entry: &(String, Tree)| {
+            let fits = self.typed::<FileConfig>(&At::root(main), &Tree::Map(vec![entry.clone()])).is_some();
+            self.incomplete |= !fits && entry.0 == "include";
+            fits
+        };
+        let good = entries.into_iter().filter(fits).collect();
+        self.typed(&At::root(main), &Tree::Map(good)).unwrap_or_default()
+    }
+
     fn includes(&mut self, main: &Path, variable: &dyn Fn(&str) -> Option<String>) {
         let folder = main.parent().unwrap_or(Path::new(""));
         for (n, pattern) in self.file.include.clone().into_iter().enumerate() {
             let at = At::root(0).down("include").down(n);
-            let full = folder.join(&pattern).to_string_lossy().into_owned();
-            let paths = match glob::glob(&full) {
-                Ok(paths) => paths,
+            let full = resolve(folder, &pattern);
+            let found = match glob::glob_with(&full, GLOB) {
+                Ok(found) => found,
                 Err(error) => {
-                    self.error(
-                        &at,
-                        format!("not a pattern: `{pattern}`: {}", error.msg),
-                        "write it like `routes.d/*.yaml`",
-                    );
+                    let message = format!("not a pattern: `{pattern}`: {}", error.msg);
+                    self.error(&at, message, "write it like `routes.d/*.yaml`");
                     continue;
                 }
             };
-            self.include_patterns.push(full.clone());
-            let mut paths: Vec<PathBuf> = paths.filter_map(Result::ok).collect();
+            self.report.include_patterns.push(full.clone());
+            let mut paths = Vec::new();
+            for path in found {
+                match path {
+                    Ok(path) => paths.push(path),
+                    Err(error) => {
+                        self.incomplete = true;
+                        self.error(
+                            &at,
+                            format!("cannot look for included files: {error}"),
+                            "check the folder and its permissions",
+                        );
+                    }
+                }
+            }
             paths.sort();
-            if paths.is_empty() && !pattern.contains(['*', '?', '[']) {
-                self.error(
+            if paths.is_empty() && pattern.contains(['*', '?', '[']) {
+                self.warn(
                     &at,
-                    format!("included file not found: `{pattern}`"),
-                    "create it, or remove it from `include`",
+                    format!("no file matches: `{pattern}`"),
+                    "check the folder's name, or remove it from `include`",
                 );
+            } else if paths.is_empty() {
+                let message = format!("included file not found: `{pattern}`");
+                self.incomplete = true;
+                self.error(&at, message, "create it, or remove it from `include`");
             }
             for path in paths {
-                if self.files.contains(&path) {
+                if self.report.files.contains(&path) {
                     continue;
                 }
-                let Some(source) = self.open(&path, variable) else { continue };
+                let Some(source) = self.open(&path, variable) else {
+                    self.incomplete = true;
+                    continue;
+                };
                 let tree = self.read[source].tree.clone();
                 self.typed::<IncludedConfig>(&At::root(source), &without_lists(&tree));
                 self.lists(source, &tree);
@@ -173,7 +213,7 @@ impl Sources {
     /// Reads one file into a tree, checks keys for duplicates and substitutes variables.
     fn open(&mut self, path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Option<usize> {
         let name = path.display().to_string();
-        self.files.push(path.to_owned());
+        self.report.files.push(path.to_owned());
         let bytes = std::fs::read(path).map_err(|error| (error.to_string(), "check the name and its permissions"));
         let text = bytes.and_then(|bytes| {
             String::from_utf8(bytes).map_err(|error| (format!("not UTF-8: {}", error.utf8_error()), "save it as UTF-8"))
@@ -185,6 +225,7 @@ impl Sources {
                 return None;
             }
         };
+        let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
         let mut tree = match Tree::parse(&text) {
             Ok(tree) => tree,
             Err(error) => {
@@ -226,16 +267,21 @@ impl Sources {
         let message = message.split(" at line ").next().unwrap_or(&message);
         let lines: Vec<&str> = text.lines().collect();
         let near = |n: usize| lines.get(n.wrapping_sub(1)).copied().unwrap_or("");
+        // A `{` that begins a flow map, and another one inside it that is part of a path.
         let flow = |line: &str| {
-            line.find('{').is_some_and(|open| {
-                let inside = &line[open + 1..];
-                !inside.contains(['"', '\'']) && inside.find('/').is_some_and(|slash| inside[slash..].contains('{'))
-            })
+            let open = line.match_indices('{').map(|(at, _)| at).find(|&at| {
+                let before = line[..at].trim_end();
+                before.is_empty() || before.ends_with([':', '-', ',', '[', '{'])
+            })?;
+            let inside = &line[open + 1..];
+            let bare = inside.find(": /").map(|at| inside[at..].split([',', '}']).next().unwrap_or_default())?;
+            (bare.contains('{') && !bare.contains(['"', '\''])).then_some(open + 1)
         };
-        let help = if let Some(n) = [line, line.saturating_sub(1)].into_iter().find(|&n| flow(near(n))) {
-            let column = near(n).find('{').map_or(1, |open| open + 1);
+        let found = [line, line.saturating_sub(1)].into_iter().find_map(|n| Some((n, flow(near(n))?)));
+        let help = if let Some((n, column)) = found {
             let help = "in flow style a value with braces must be quoted: `path: \"/orders/{id}\"`";
-            self.push(Severity::Error, name, (n, column), near(n), "not valid YAML: unquoted braces".to_owned(), help);
+            let message = format!("not valid YAML: {message}");
+            self.push(Severity::Error, name, (n, column), near(n), message, help);
             return;
         } else if near(line).starts_with('\t') || near(line).trim_start_matches(' ').starts_with('\t') {
             "indent with spaces; YAML takes no tabs"
@@ -297,15 +343,7 @@ impl Sources {
                 Segment::Enum { .. } | Segment::Unknown => {}
             }
         }
-        let mut message = error.into_inner().to_string();
-        let source = &self.read[at.source];
-        // A value from the environment may be a secret: show what the file says instead.
-        if let Some(raw) = source.raw.get(&source.place(&at).steps)
-            && let Some(Tree::Text(value)) = source.node(&source.place(&at).steps)
-            && !value.is_empty()
-        {
-            message = message.replace(value.as_str(), raw);
-        }
+        let message = error.into_inner().to_string();
         let (message, help, key) = reword(&message);
         if let Some(key) = key {
             if at.path.last() != Some(&Seg::Key(key.clone())) {
@@ -336,6 +374,9 @@ impl Sources {
 
     /// Line of a place, to name it in another place's error.
     pub(super) fn line(&self, at: &At) -> String {
+        if self.is_full() {
+            return String::new();
+        }
         let source = &self.read[at.source];
         let (line, _) = locate(&source.text, &source.place(at));
         format!("{}:{line}", source.name)
@@ -345,14 +386,34 @@ impl Sources {
         self.tell(Severity::Error, source, place, message, help);
     }
 
+    /// Whether nobody would see another error: finding its place reads the file again.
+    fn is_full(&self) -> bool {
+        self.report.diagnostics.len() > 2 * MOST
+    }
+
     fn tell(&mut self, severity: Severity, source: usize, place: &Place, message: String, help: &str) {
+        if self.is_full() {
+            return;
+        }
         let source = &self.read[source];
-        // Finding a place reads the file again; past the most that is shown nobody looks.
-        let (line, column) =
-            if self.report.diagnostics.len() < 2 * MOST { locate(&source.text, place) } else { (1, 1) };
+        let (line, column) = locate(&source.text, place);
         let name = source.name.clone();
         let text = source.text.lines().nth(line - 1).unwrap_or("").to_owned();
         self.push(severity, &name, (line, column), &text, message, help);
+    }
+
+    /// What the file says in place of what variables made of it: the value may be a secret.
+    fn unsubstituted(&self, mut text: String) -> String {
+        for source in &self.read {
+            for (steps, raw) in &source.raw {
+                if let Some(Tree::Text(value)) = source.node(steps)
+                    && value.len() >= SHORTEST_SECRET
+                {
+                    text = text.replace(value.as_str(), raw).replace(&value.escape_debug().to_string(), raw);
+                }
+            }
+        }
+        text
     }
 
     fn push(
@@ -369,8 +430,8 @@ impl Sources {
             file: file.to_owned(),
             line,
             column,
-            message,
-            help: help.to_owned(),
+            message: self.unsubstituted(message),
+            help: self.unsubstituted(help.to_owned()),
             source_line: text.to_owned(),
         });
     }

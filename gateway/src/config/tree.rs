@@ -111,6 +111,20 @@ impl Tree {
     }
 }
 
+impl Tree {
+    fn unexpected(&self) -> de::Unexpected<'_> {
+        match self {
+            Self::Null => de::Unexpected::Unit,
+            Self::Bool(value) => de::Unexpected::Bool(*value),
+            Self::Int(value) => de::Unexpected::Signed(*value),
+            Self::Float(value) => de::Unexpected::Float(*value),
+            Self::Text(text) => de::Unexpected::Str(text),
+            Self::Seq(_) => de::Unexpected::Seq,
+            Self::Map(_) => de::Unexpected::Map,
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for Tree {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Build;
@@ -226,10 +240,7 @@ impl<'de> Deserializer<'de> for &'de Tree {
                 let deserializer: value::StrDeserializer<'_, Error> = text.as_str().into_deserializer();
                 deserializer.deserialize_enum(name, variants, visitor)
             }
-            Tree::Map(entries) => visitor.visit_enum(value::MapAccessDeserializer::new(value::MapDeserializer::new(
-                entries.iter().map(|(key, value)| (key.as_str(), value)),
-            ))),
-            _ => self.deserialize_any(visitor),
+            _ => Err(de::Error::invalid_type(self.unexpected(), &"a word")),
         }
     }
 

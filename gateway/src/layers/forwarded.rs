@@ -16,6 +16,8 @@ pub(super) struct Client {
     pub(super) address: IpAddr,
     /// Whether it came by https.
     pub(super) https: bool,
+    /// The host that it asked for.
+    pub(super) asked: HeaderValue,
 }
 
 /// Writes the fields for the upstream. `trusted` says whether what is there may be believed.
@@ -34,12 +36,15 @@ pub(super) fn apply(
         if let Some(value) = forwarded(&[peer], "http", host.to_str().unwrap_or_default()) {
             headers.insert(header::FORWARDED, value);
         }
-        return Client { address: peer, https: false };
+        return Client { address: peer, https: false, asked: host.clone() };
     }
     let mut chain = x_forwarded_for(headers).unwrap_or_else(|| forwarded_for(headers));
     chain.push(peer);
     let address = chain.iter().rev().find(|ip| !snapshot.trusts(**ip)).or(chain.first()).copied().unwrap_or(peer);
-    let proto = match headers.get(fields::X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
+    // Of a chain of proxies the first speaks of the client.
+    let first =
+        |value: &HeaderValue| value.as_bytes().split(|byte| *byte == b',').next().map(|p| p.trim_ascii().to_vec());
+    let proto = match headers.get(fields::X_FORWARDED_PROTO).and_then(first) {
         Some(value) if value.eq_ignore_ascii_case(b"https") => "https",
         None if forwarded_proto(headers).is_some_and(|proto| proto.eq_ignore_ascii_case("https")) => "https",
         _ => "http",
@@ -53,8 +58,8 @@ pub(super) fn apply(
     if let Some(value) = forwarded(&chain, proto, asked.to_str().unwrap_or_default()) {
         headers.insert(header::FORWARDED, value);
     }
-    headers.insert(fields::X_FORWARDED_HOST, asked);
-    Client { address, https: proto == "https" }
+    headers.insert(fields::X_FORWARDED_HOST, asked.clone());
+    Client { address, https: proto == "https", asked }
 }
 
 /// The addresses of `X-Forwarded-For`; nothing where the field is missing. What is no address ends what can be believed.
@@ -96,6 +101,9 @@ fn parameter<'a>(pair: &'a str, name: &str) -> Option<&'a str> {
 
 /// Adds an address with or without a port. `unknown` and the like cut off what came before them.
 fn push(chain: &mut Vec<IpAddr>, text: &str) {
+    if text.is_empty() {
+        return;
+    }
     let bare = text.trim_start_matches('[');
     let bare = bare.split(']').next().unwrap_or(bare);
     let address = bare.parse().or_else(|_| match bare.rsplit_once(':') {
@@ -142,6 +150,7 @@ mod tests {
     fn chains_are_read_in_every_spelling() {
         assert_eq!(chain("192.0.2.1, 10.0.0.1"), ["192.0.2.1", "10.0.0.1"]);
         assert_eq!(chain("192.0.2.1:4711,[2001:db8::1]:80, 2001:db8::2"), ["192.0.2.1", "2001:db8::1", "2001:db8::2"]);
+        assert_eq!(chain("192.0.2.1,, 10.0.0.1,"), ["192.0.2.1", "10.0.0.1"]);
         assert_eq!(chain("198.51.100.9, unknown, 192.0.2.1"), ["192.0.2.1"]);
         let headers = HeaderMap::from_iter([(
             header::FORWARDED,

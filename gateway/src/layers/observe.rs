@@ -5,12 +5,14 @@
 
 use std::{
     pin::Pin,
+    sync::atomic::Ordering::Relaxed,
     task::{Context as Task, Poll},
 };
 
 use bytes::Bytes;
 use http::{HeaderValue, Version, header};
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
 use tower::Service;
 
 use super::{Later, always_ready};
@@ -69,13 +71,29 @@ where
 pub struct Observed {
     body: ResponseBody,
     context: Context,
+    /// Where the connection notes the frame that was handed out last.
+    held: Option<usize>,
 }
 
 impl Observed {
     fn new(body: ResponseBody, context: Context) -> Self {
         // hyper never polls a body that is at its end: of a HEAD, a 204, an empty answer.
         context.complete.set(body.is_end_stream() || context.method == http::Method::HEAD);
-        Self { body, context }
+        Self { body, context, held: None }
+    }
+}
+
+impl Observed {
+    fn let_go(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.context.connection.held.borrow_mut().try_remove(held);
+        }
+    }
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        self.let_go();
     }
 }
 
@@ -85,19 +103,27 @@ impl Body for Observed {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
+        this.let_go();
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
                 this.context.sent.set(this.context.sent.get() + bytes);
                 // With a length hyper does not look for the end again.
-                if this.body.is_end_stream() {
+                if frame.is_trailers() || this.body.is_end_stream() {
                     this.context.complete.set(true);
+                }
+                // Until it is polled again, a stream of HTTP/2 may be waiting for its client's window.
+                if this.context.version == Version::HTTP_2 {
+                    this.held = Some(this.context.connection.held.borrow_mut().insert(Instant::now()));
                 }
             }
             Poll::Ready(None) => this.context.complete.set(true),
             Poll::Ready(Some(Err(error))) => {
                 *this.context.failure.borrow_mut() = Some((error.kind, error.detail.clone()));
+                if this.context.version == Version::HTTP_10 {
+                    this.context.connection.reset.store(true, Relaxed);
+                }
             }
             Poll::Pending => {}
         }

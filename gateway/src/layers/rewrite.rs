@@ -83,7 +83,10 @@ fn translate_request(request: &mut Request) -> Result<(), Error> {
 fn strip_prefix<B>(request: &mut http::Request<B>, rewrite: &Rewrite, context: &Exchange) -> Result<(), Kind> {
     let uri = request.uri();
     let Some(rest) = path::strip_prefix(uri.path(), &rewrite.prefix, context.snapshot().paths) else {
-        return Ok(());
+        // The route matched, so only an encoded separator can hide the prefix.
+        return Err(Kind::BadRequest(
+            "an encoded separator in the part of the path that the route strips; send it as `/`",
+        ));
     };
     let target = match uri.query() {
         Some(query) => PathAndQuery::try_from(format!("{rest}?{query}")),
@@ -94,7 +97,8 @@ fn strip_prefix<B>(request: &mut http::Request<B>, rewrite: &Rewrite, context: &
 }
 
 fn translate_response(headers: &mut HeaderMap, context: &Exchange) {
-    if let (Some(upstream), Some(host)) = (context.upstream(), context.host.get().and_then(|host| host.to_str().ok())) {
+    if let (Some(upstream), Some(host)) = (context.upstream(), context.asked.get().and_then(|host| host.to_str().ok()))
+    {
         let view = View {
             upstream,
             addresses: &context.snapshot().addresses,

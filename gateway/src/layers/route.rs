@@ -42,7 +42,10 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         match find(&request) {
             None => Either::Left(self.inner.call(request)),
-            Some(answer) => Either::Right(ready(answer)),
+            Some(answer) => {
+                request.discard();
+                Either::Right(ready(answer))
+            }
         }
     }
 }
@@ -59,12 +62,14 @@ fn find(request: &Request) -> Option<Result<Response, Error>> {
         headers: http.headers(),
         query: http.uri().query().unwrap_or_default(),
     };
-    let index = match snapshot.table.find(&head).found {
+    // `OPTIONS *` asks the server as a whole: the monolith's to answer.
+    let found = if path == b"*" { Found::Nothing } else { snapshot.table.find(&head).found };
+    let index = match found {
         Found::Rule(index) => index,
         Found::Nothing => snapshot.unrouted(),
         Found::Refused(index) => {
             context.route.set(index);
-            return Some(Err(refused(context.route())));
+            return Some(Err(refused(context.route(), snapshot.table.allowed(index))));
         }
     };
     context.route.set(index);
@@ -80,13 +85,13 @@ fn find(request: &Request) -> Option<Result<Response, Error>> {
     None
 }
 
-fn refused(route: &Route) -> Error {
+fn refused(route: &Route, methods: Vec<&str>) -> Error {
     let detail = format!(
         "route `{}` is {} and takes only requests that match it whole; see its `match:`",
         route.name,
         route.stage.word()
     );
-    Error { detail, allow: Some(route.allow.clone()), ..Error::new(Kind::NotAllowed) }
+    Error { detail, allow: HeaderValue::try_from(methods.join(", ")).ok(), ..Error::new(Kind::NotAllowed) }
 }
 
 fn gone(route: &Route) -> Response {

@@ -45,13 +45,19 @@ where
     fn call(&mut self, mut request: Request) -> Self::Future {
         match sanitize(&mut request) {
             Ok(()) => Either::Left(self.inner.call(request)),
-            Err(kind) => Either::Right(ready(Err(Error::new(kind)))),
+            Err(kind) => {
+                request.discard();
+                Either::Right(ready(Err(Error::new(kind))))
+            }
         }
     }
 }
 
 fn sanitize(request: &mut Request) -> Result<(), Kind> {
     let Request { http, context } = request;
+    if http.method() == Method::CONNECT {
+        return Err(Kind::BadRequest("`CONNECT` is not served here; this is no tunnel"));
+    }
     let host = host(http)?;
     http.headers_mut().insert(header::HOST, host.clone());
     let _ = context.host.set(host.clone());
@@ -73,6 +79,7 @@ fn sanitize(request: &mut Request) -> Result<(), Kind> {
     );
     context.client.set(client.address);
     context.https.set(client.https);
+    let _ = context.asked.set(client.asked);
     join_cookies(headers, context.version);
     request_id(headers, context);
     headers.append(header::VIA, HeaderValue::from_static(via(context.version)));
@@ -112,16 +119,38 @@ fn host<B>(request: &http::Request<B>) -> Result<HeaderValue, Kind> {
         (Some(authority), _) if authority.as_str().contains('@') => {
             Err(Kind::BadRequest("credentials in the request target; leave them out"))
         }
+        (Some(authority), _) if !is_host(authority.as_str().as_bytes()) => {
+            Err(Kind::BadRequest("malformed host in the request target"))
+        }
         (Some(authority), _) => {
             HeaderValue::from_str(authority.as_str()).map_err(|_| Kind::BadRequest("malformed host"))
         }
         (None, Some(host)) => {
-            let odd = |byte: &u8| !byte.is_ascii_alphanumeric() && !b"-._~!$&'()*+,;=:[]%".contains(byte);
-            if host.as_bytes().iter().any(odd) { Err(Kind::BadRequest("malformed `Host`")) } else { Ok(host.clone()) }
+            if is_host(host.as_bytes()) {
+                Ok(host.clone())
+            } else {
+                Err(Kind::BadRequest("malformed `Host`"))
+            }
         }
         (None, None) if request.version() == Version::HTTP_11 => Err(Kind::BadRequest("no `Host` field; send one")),
         (None, None) => Ok(HeaderValue::from_static("")),
     }
+}
+
+/// Whether a text is a name or an address with at most one port: what two servers could read as two hosts is none.
+fn is_host(host: &[u8]) -> bool {
+    let (name, rest) = match host.strip_prefix(b"[") {
+        Some(inside) => match inside.iter().position(|byte| *byte == b']') {
+            Some(end) => (&inside[..end], &inside[end + 1..]),
+            None => return false,
+        },
+        None => host.split_at(host.iter().position(|byte| *byte == b':').unwrap_or(host.len())),
+    };
+    let bracketed = host.starts_with(b"[");
+    let valid =
+        |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(byte) || (bracketed && *byte == b':');
+    let port = rest.strip_prefix(b":").unwrap_or(rest);
+    name.iter().all(valid) && (rest.is_empty() || rest.starts_with(b":")) && port.iter().all(u8::is_ascii_digit)
 }
 
 /// Takes away what must not go on; says whether the client asks for a WebSocket.
@@ -163,24 +192,21 @@ fn strip(headers: &mut HeaderMap, trusted: bool, context: &Context) -> bool {
 
 /// Takes our member out of a client's `baggage`.
 fn strip_baggage(headers: &mut HeaderMap) {
-    let ours = |member: &&str| {
-        let key = member.split(['=', ';']).next().unwrap_or_default().trim();
-        key.eq_ignore_ascii_case(fields::BAGGAGE_MEMBER)
+    let ours = |member: &&[u8]| {
+        let key = member.split(|byte| matches!(byte, b'=' | b';')).next().unwrap_or_default();
+        key.trim_ascii().eq_ignore_ascii_case(fields::BAGGAGE_MEMBER.as_bytes())
     };
     let values: Vec<HeaderValue> = headers.get_all(fields::BAGGAGE).iter().cloned().collect();
     headers.remove(fields::BAGGAGE);
     for value in values {
-        match value.to_str() {
-            Ok(text) if text.split(',').any(|member| ours(&member)) => {
-                let kept: Vec<&str> = text.split(',').filter(|member| !ours(member)).collect();
-                if let (false, Ok(value)) = (kept.is_empty(), HeaderValue::try_from(kept.join(","))) {
-                    headers.append(fields::BAGGAGE, value);
-                }
-            }
-            // Nobody can read it as baggage; it is not ours.
-            _ => {
-                headers.append(fields::BAGGAGE, value);
-            }
+        let members = || value.as_bytes().split(|byte| *byte == b',');
+        if !members().any(|member| ours(&member)) {
+            headers.append(fields::BAGGAGE, value);
+            continue;
+        }
+        let kept: Vec<&[u8]> = members().filter(|member| !ours(member)).collect();
+        if let (false, Ok(value)) = (kept.is_empty(), HeaderValue::from_bytes(&kept.join(&b","[..]))) {
+            headers.append(fields::BAGGAGE, value);
         }
     }
 }
@@ -267,6 +293,11 @@ mod tests {
         assert_eq!(request("/x", &["b.example:80"]).unwrap(), "b.example:80");
         assert!(request("/x", &[]).is_err());
         assert!(request("/x", &["a", "a"]).is_err());
-        assert!(request("/x", &["a/b"]).is_err());
+        for odd in ["a/b", "a b", "a:80:80", "a:b", "[::1", "[::1]x", "a%2fb", "a@b"] {
+            assert!(!is_host(odd.as_bytes()), "{odd}");
+        }
+        for host in ["a", "a:80", "A.b-c:", "[::1]", "[::1]:80", "192.0.2.1:1", ""] {
+            assert!(is_host(host.as_bytes()), "{host}");
+        }
     }
 }

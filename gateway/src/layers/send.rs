@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http_body::Body as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tower::Service;
@@ -13,7 +14,7 @@ use crate::{
     context::{Context, Counted, Request, Response},
     error::{Error, Kind},
     fields,
-    upstream::{Upstream, download::UpstreamBody, pool::Lease, tunnel},
+    upstream::{Upstream, download::UpstreamBody, pool::Lease, tunnel, upload::RequestBody},
 };
 
 /// The service.
@@ -42,18 +43,38 @@ async fn send(request: Request) -> Result<Response, Error> {
         http.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         http.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     }
+    frame(&mut http);
     let (mut response, lease) = pool.send(http, !context.overridden.get()).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return switch(response, lease, upgrade, &context);
     }
     strip(response.headers_mut());
+    one_length(&mut response);
     *response.version_mut() = Version::HTTP_11;
     let (timer, idle) = (context.worker.timer.clone(), context.route().limits.idle);
     Ok(response.map(|incoming| ResponseBody::Upstream(Box::new(UpstreamBody::new(incoming, lease, timer, idle)))))
 }
 
-/// Takes away what belongs to the upstream's connection.
+/// Says how long the body is where the client's protocol did it in another way: hyper would send a GET's without saying so.
+fn frame(request: &mut http::Request<RequestBody>) {
+    let ended = request.body().is_end_stream();
+    let expects_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    let headers = request.headers_mut();
+    if headers.contains_key(header::CONTENT_LENGTH) {
+        return;
+    }
+    if !ended {
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    } else if expects_body {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
+}
+
+/// Takes away what belongs to the upstream's connection, and a length that chunks contradict (RFC 9112 §6.3).
 fn strip(headers: &mut HeaderMap) {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     let mut doomed: Vec<HeaderName> = Vec::new();
     for (name, value) in &*headers {
         if fields::is_hop_by_hop(name.as_str()) {
@@ -65,6 +86,15 @@ fn strip(headers: &mut HeaderMap) {
     }
     for name in doomed {
         headers.remove(name);
+    }
+}
+
+/// Several equal lengths are one (RFC 9110 §8.6).
+fn one_length(response: &mut http::Response<Incoming>) {
+    let lengths = response.headers().get_all(header::CONTENT_LENGTH);
+    let odd = lengths.iter().nth(1).is_some() || lengths.iter().any(|value| value.as_bytes().contains(&b','));
+    if let (true, Some(length)) = (odd, response.body().size_hint().exact()) {
+        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
 }
 
@@ -86,8 +116,10 @@ fn switch(
     }
     let server = hyper::upgrade::on(&mut response);
     let held = context.clone();
+    // Counted before the client's connection is counted out: a drain must not miss it.
+    let count = Counted::one(held.worker.store.process.clone(), |process| &process.tunnels);
     tokio::task::spawn_local(async move {
-        let _count = Counted::one(held.worker.store.process.clone(), |process| &process.tunnels);
+        let _count = count;
         let joined = futures_util::future::try_join(client, server).await;
         if let Ok((client, server)) = joined {
             let (timer, idle) = (held.worker.timer.clone(), held.route().limits.idle);

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use twox_hash::XxHash3_64;
 
 use super::predicate::has_header;
@@ -40,7 +40,7 @@ pub struct Traits {
 impl Traits {
     fn hold(&self, headers: &HeaderMap) -> bool {
         self.headers.iter().all(|(name, value)| has_header(headers, name, value))
-            && self.cookies.iter().all(|(name, value)| cookies(headers, name).any(|found| found == &**value))
+            && self.cookies.iter().all(|(name, value)| cookies(headers, name).any(|found| found == value.as_bytes()))
     }
 }
 
@@ -106,6 +106,8 @@ pub struct Decision {
     pub service: bool,
     /// The bucket, where a key had one.
     pub bucket: Option<u16>,
+    /// The share that counts for this key: a session's is bounded by the one that it began with.
+    pub share: u16,
     /// What decided.
     pub why: Why,
     /// A session that the response's cookie begins.
@@ -125,7 +127,8 @@ impl Session {
         format!("{:016x}.{}", self.id, self.share)
     }
 
-    fn parse(value: &str) -> Option<Self> {
+    fn parse(value: &[u8]) -> Option<Self> {
+        let value = std::str::from_utf8(value).ok()?;
         let (id, share) = value.split_once('.')?;
         let canonical = Self { id: u64::from_str_radix(id, 16).ok()?, share: share.parse().ok()? };
         (canonical.share <= BUCKETS && canonical.value() == value).then_some(canonical)
@@ -154,7 +157,7 @@ impl Cohort {
 
     /// Decides for one request. `random` is asked only when a new session begins.
     pub fn decide(&self, headers: &HeaderMap, client: IpAddr, random: impl FnOnce() -> u64) -> Decision {
-        let fixed = |service, why| Decision { service, bucket: None, why, begin: None };
+        let fixed = |service, why| Decision { service, bucket: None, share: self.share, why, begin: None };
         if self.never.iter().any(|traits| traits.hold(headers)) {
             return fixed(false, Why::Never);
         }
@@ -163,13 +166,13 @@ impl Cohort {
         }
         let decided = |key: &[u8], share: u16, why| {
             let bucket = self.bucket(key);
-            Decision { service: bucket < share, bucket: Some(bucket), why, begin: None }
+            Decision { service: bucket < share, bucket: Some(bucket), share, why, begin: None }
         };
         for source in &self.by {
             match source {
                 KeySource::Cookie(name) => {
                     if let Some(value) = cookies(headers, name).next().filter(|value| !value.is_empty()) {
-                        return decided(value.as_bytes(), self.share, Why::Cookie);
+                        return decided(value, self.share, Why::Cookie);
                     }
                 }
                 KeySource::Header(name) => {
@@ -199,14 +202,12 @@ impl Cohort {
     }
 }
 
-/// The values of a cookie.
-fn cookies<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &'h str> {
-    headers
-        .get_all(header::COOKIE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(';'))
-        .filter_map(move |pair| pair.trim().strip_prefix(name)?.strip_prefix('='))
+/// The values of a cookie. As bytes: browsers send cookies that are no ASCII, and one must not hide the others.
+fn cookies<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &'h [u8]> {
+    let lines = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
+    lines
+        .flat_map(|line| line.split(|byte| *byte == b';'))
+        .filter_map(move |pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 #[cfg(test)]
@@ -280,6 +281,14 @@ mod tests {
         assert_eq!(decide(&cohort, &[("cookie", "xsession=x; session="), ("x-user", "u")]).why, Why::Header);
         let nothing = decide(&cohort, &[]);
         assert_eq!((nothing.service, nothing.why), (false, Why::NoKey));
+    }
+
+    #[test]
+    fn a_cookie_that_is_no_ascii_hides_no_other() {
+        let mut headers = HeaderMap::new();
+        headers.insert("cookie", HeaderValue::from_bytes("city=Köln; session=x".as_bytes()).unwrap());
+        let cohort = Cohort::new("g", 10_000, vec![KeySource::Cookie("session".into()), KeySource::Sticky]);
+        assert_eq!(cohort.decide(&headers, CLIENT, || 0).why, Why::Cookie);
     }
 
     #[test]

@@ -117,16 +117,21 @@ fn decode_unreserved(path: &str, policy: PathPolicy) -> Result<String, Oddity> {
             b'%' => {
                 let Some(value) = escape(&bytes[at - 1..]) else {
                     policy.check(Oddity::BadEscape)?;
-                    out.push(byte);
+                    // As what it stands for, or decoding what follows could make an escape of it.
+                    out.extend_from_slice(b"%25");
                     continue;
                 };
                 match value {
                     b'/' => policy.check(Oddity::EncodedSlash)?,
                     b'\\' => policy.check(Oddity::EncodedBackslash)?,
                     0..0x20 | 0x7f => policy.check(Oddity::EncodedControl)?,
-                    // 0xc0 and 0xc1 start no valid UTF-8, only overlong forms of ASCII such as `/`.
-                    0xc0 | 0xc1 if escape(&bytes[at + 2..]).is_some_and(|next| next & 0xc0 == 0x80) => {
-                        policy.check(Oddity::BadEscape)?;
+                    // What starts overlong forms of shorter UTF-8, such as a `/` of three bytes.
+                    0xc0 | 0xc1 => policy.check(Oddity::BadEscape)?,
+                    0xe0 | 0xf0 => {
+                        let least = if value == 0xe0 { 0xa0 } else { 0x90 };
+                        if escape(&bytes[at + 2..]).is_some_and(|next| (0x80..least).contains(&next)) {
+                            policy.check(Oddity::BadEscape)?;
+                        }
                     }
                     _ if is_unreserved(value) => {
                         out.push(value);
@@ -206,7 +211,13 @@ fn push_segment(key: &mut Vec<u8>, segment: &str, policy: PathPolicy) -> Result<
 
 fn push_folded(key: &mut Vec<u8>, name: &[u8]) {
     match std::str::from_utf8(name) {
-        Ok(text) if !text.is_ascii() => key.extend_from_slice(text.to_lowercase().as_bytes()),
+        // Up and down again: some servers compare in upper case, where `ſ` is an `S`.
+        Ok(text) if !text.is_ascii() => {
+            let mut letter = [0; 4];
+            for c in text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase) {
+                key.extend_from_slice(c.encode_utf8(&mut letter).as_bytes());
+            }
+        }
         _ => key.extend(name.iter().map(u8::to_ascii_lowercase)),
     }
 }
@@ -343,6 +354,8 @@ mod tests {
             ("/admin%zz", Oddity::BadEscape),
             ("/x%c0%afadmin", Oddity::BadEscape),
             ("/x/%c0%ae%c0%ae/admin", Oddity::BadEscape),
+            ("/x%e0%80%afadmin", Oddity::BadEscape),
+            ("/x%f0%80%80%afadmin", Oddity::BadEscape),
             ("admin", Oddity::NoPath),
             ("*", Oddity::NoPath),
             ("", Oddity::NoPath),
@@ -365,6 +378,9 @@ mod tests {
         assert_eq!(read("/a\\b").as_deref(), Ok("a/b"));
         assert_eq!(read("/x/..;/a").as_deref(), Ok("a"));
         assert_eq!(read("/100%").as_deref(), Ok("100%"));
+        assert_eq!(read("/x%2%66admin").as_deref(), Ok("x%2fadmin"));
+        let forged = super::read("/x%2%66admin%0%30", policy).unwrap();
+        assert_eq!(forged.forward, "/x%252fadmin%2500", "no new escape is made");
         assert_eq!(read("/x/..%2fadmin"), Err(Oddity::EncodedSlash));
         assert_eq!(read("/x/%2e%2e%2fadmin"), Err(Oddity::EncodedSlash));
     }
@@ -392,6 +408,7 @@ mod tests {
         assert_eq!(key("/Admin").as_deref(), Ok("Admin"));
         let fold = PathPolicy { case_insensitive: true, allowed: 0 };
         assert_eq!(&*read("/ADMIN/%C3%89", fold).unwrap().key, "admin/é".as_bytes());
+        assert_eq!(&*read("/u%C5%BFers", fold).unwrap().key, b"users");
     }
 
     #[test]

@@ -86,9 +86,10 @@ impl Predicates {
     }
 }
 
-/// Whether any line of a field has exactly this value.
+/// Whether a field is there and each of its lines has exactly this value, so that no request has two values.
 pub fn has_header(headers: &HeaderMap, name: &HeaderName, value: &[u8]) -> bool {
-    headers.get_all(name).iter().any(|found| found.as_bytes() == value)
+    let mut lines = headers.get_all(name).iter().peekable();
+    lines.peek().is_some() && lines.all(|found| found.as_bytes() == value)
 }
 
 /// The first value of a query parameter, decoded.

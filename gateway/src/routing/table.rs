@@ -134,6 +134,22 @@ impl Table {
         Match { found, guards }
     }
 
+    /// The methods that terminal rules of the same paths as this one take. A rule for every method refuses by its
+    /// fields: then the usual methods stand for all.
+    pub fn allowed(&self, refusing: RuleIndex) -> Vec<&str> {
+        let pattern = &self.rules[refusing].pattern;
+        let mut methods: Vec<&str> = Vec::new();
+        for rule in self.rules.iter().filter(|rule| rule.terminal && rule.pattern == *pattern) {
+            if rule.predicates.methods.is_empty() {
+                return vec!["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+            }
+            methods.extend(rule.predicates.methods.iter().map(http::Method::as_str));
+        }
+        methods.sort_unstable();
+        methods.dedup();
+        methods
+    }
+
     /// Visits the groups of rules whose host and path match, from the most to the least specific.
     fn walk<'t, B>(
         &'t self,

@@ -95,22 +95,35 @@ async fn accept(
     }
 }
 
-/// Takes all that the kernel has accepted.
+/// Takes all that the kernel has accepted. One that left meanwhile, or a moment without descriptors, ends nothing.
 fn empty(listener: &TcpListener, workers: &[Handle], stats: &Arc<ProcessStats>) {
-    while let Ok((tcp, peer)) = listener.accept() {
-        if tcp.set_nonblocking(true).is_ok() {
-            hand(tcp, peer, workers, stats);
+    let mut patience = 20;
+    loop {
+        match listener.accept() {
+            Ok((tcp, peer)) if tcp.set_nonblocking(true).is_ok() => hand(tcp, peer, workers, stats),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if has_left(&error) => {}
+            Err(_) if patience > 0 => {
+                patience -= 1;
+                std::thread::sleep(PAUSE);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the listener was closed before everybody was accepted");
+                return;
+            }
         }
     }
 }
 
+fn has_left(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
 /// A client that left is nothing; no descriptor left is a pause, never an end.
 async fn survive(error: &io::Error) {
-    let left = matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
-    );
-    if !left {
+    if !has_left(error) {
         tracing::warn!(%error, "cannot accept; raise the limit of open files (`ulimit -n`)");
         tokio::time::sleep(PAUSE).await;
     }

@@ -5,7 +5,16 @@
 //! one that waits between requests is left [`LINGER`] to send another: closing it under a
 //! request that is on its way would lose that request.
 
-use std::{cell::RefCell, convert::Infallible, future::Future, net::SocketAddr, pin::Pin, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
 
 use http::{HeaderValue, Response};
 use hyper::{
@@ -14,13 +23,10 @@ use hyper::{
     server::conn::{http1, http2},
 };
 use hyper_util::rt::TokioIo;
-use tokio::{io::AsyncReadExt as _, net::TcpStream, sync::watch, time::Instant};
+use tokio::{io::AsyncReadExt as _, net::TcpStream, time::Instant};
 use tower::Service;
 
-use super::{
-    io::{ClientIo, Stuck},
-    worker::Phase,
-};
+use super::io::{ClientIo, Stuck};
 use crate::{
     context::{ClientConnection, Exchange, Request, Worker},
     layers::observe::Observed,
@@ -41,13 +47,8 @@ const BUFFER: usize = 64 * 1024;
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection to its end.
-pub(super) async fn serve<S>(
-    worker: Rc<Worker>,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    stack: S,
-    mut phase: watch::Receiver<Phase>,
-) where
+pub(super) async fn serve<S>(worker: Rc<Worker>, tcp: TcpStream, peer: SocketAddr, stack: S)
+where
     S: Service<Request, Response = Response<Observed>, Error = Infallible> + 'static,
     S::Future: 'static,
 {
@@ -56,26 +57,26 @@ pub(super) async fn serve<S>(
     let Ok(value) = HeaderValue::try_from(peer.ip().to_string()) else { return };
     let connection = Rc::new(ClientConnection::new(peer, value));
     let mut tcp = tcp;
-    let Some(first) = begin(&mut tcp, &worker, &mut phase).await else { return };
+    let Some(first) = begin(&mut tcp, &worker).await else { return };
     let is_http2 = first == PREFACE;
     let stuck = Stuck::new();
-    let io = TokioIo::new(ClientIo::new(tcp, first, stuck.clone()));
+    let io = TokioIo::new(ClientIo::new(tcp, first, stuck.clone(), connection.reset.clone()));
     let service = Serve { worker: worker.clone(), connection: connection.clone(), stack: RefCell::new(stack) };
     if is_http2 {
         let mut builder = http2::Builder::new(LocalExecutor);
         builder.max_send_buf_size(BUFFER);
         let conn = std::pin::pin!(builder.serve_connection(io, service));
-        guard(conn, http2::Connection::graceful_shutdown, Duration::ZERO, &worker, &connection, &stuck, phase).await;
+        guard(conn, http2::Connection::graceful_shutdown, Duration::ZERO, &worker, &connection, &stuck).await;
     } else {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(BUFFER);
         let conn = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
-        guard(conn, http1::UpgradeableConnection::graceful_shutdown, LINGER, &worker, &connection, &stuck, phase).await;
+        guard(conn, http1::UpgradeableConnection::graceful_shutdown, LINGER, &worker, &connection, &stuck).await;
     }
 }
 
 /// Reads until it is clear which protocol the client speaks; nothing where it never says.
-async fn begin(tcp: &mut TcpStream, worker: &Worker, phase: &mut watch::Receiver<Phase>) -> Option<Vec<u8>> {
+async fn begin(tcp: &mut TcpStream, worker: &Worker) -> Option<Vec<u8>> {
     let mut buffer = [0; PREFACE.len()];
     let mut filled = 0;
     let opened = Instant::now();
@@ -95,9 +96,14 @@ async fn begin(tcp: &mut TcpStream, worker: &Worker, phase: &mut watch::Receiver
                 }
             }
             () = worker.timer.sleep(wait) => return None,
-            _ = phase.wait_for(|phase| *phase != Phase::Running), if draining.is_none() => draining = Some(Instant::now()),
+            () = drains(worker), if draining.is_none() => draining = Some(Instant::now()),
         }
     }
+}
+
+/// Resolves once the worker drains. Costs a look at a flag: when it changes, the worker wakes whoever waits for time to pass.
+async fn drains(worker: &Worker) {
+    poll_fn(|_| if worker.draining.get() { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
 /// Drives a connection and ends it when its time is up.
@@ -108,7 +114,6 @@ async fn guard<C, E>(
     worker: &Worker,
     connection: &ClientConnection,
     stuck: &Stuck,
-    mut phase: watch::Receiver<Phase>,
 ) where
     C: Future<Output = Result<(), E>>,
 {
@@ -120,14 +125,19 @@ async fn guard<C, E>(
             biased;
             // Its errors are the client's: a reset, or bytes that are no HTTP and were answered 400.
             _ = conn.as_mut() => return,
-            _ = phase.wait_for(|phase| *phase != Phase::Running), if draining.is_none() => draining = Some(Instant::now()),
+            () = drains(worker), if draining.is_none() => draining = Some(Instant::now()),
             () = &mut check => {}
         }
         check = worker.timer.sleep(if draining.is_some() { DRAIN_CHECK } else { CHECK });
-        if connection.idle.get().is_some_and(|idle| stuck.lasts().is_some_and(|lasts| lasts >= idle)) {
+        let writing = stuck.lasts();
+        if connection
+            .idle
+            .get()
+            .is_some_and(|idle| writing.max(connection.held_for()).is_some_and(|lasts| lasts >= idle))
+        {
             return;
         }
-        let waiting = connection.in_flight.get() == 0;
+        let waiting = connection.in_flight.get() == 0 && writing.is_none();
         let active = connection.active.get();
         let over = match draining {
             Some(since) if linger.is_zero() => since.elapsed() >= linger,
@@ -140,7 +150,7 @@ async fn guard<C, E>(
                 asked_to_close = Some(Instant::now());
             }
             // It neither went on nor went: a head that never ends.
-            Some(since) if waiting && since.elapsed() >= CHECK => return,
+            Some(since) if waiting && since.max(active).elapsed() >= CHECK => return,
             _ => {}
         }
     }

@@ -72,7 +72,7 @@ impl Control {
     }
 
     /// Binds the listeners that changed before anything else happens; the result makes them take over.
-    fn rebind(&self, old: &Snapshot, new: &Snapshot) -> Result<impl FnOnce() + use<>, String> {
+    fn rebind(self: &Arc<Self>, old: &Snapshot, new: &Snapshot) -> Result<impl FnOnce() + use<>, String> {
         let bound = |changed: bool, address: SocketAddr| {
             let listener = changed.then(|| bind(address)).transpose();
             listener.map_err(|error| format!("cannot listen on `{address}`: {error}"))
@@ -83,14 +83,13 @@ impl Control {
         let admin_listener = bound(admin != before.admin, admin)?;
         let health_changed = health != before.health;
         let health = health.map(|address| bound(health_changed, address)).transpose()?.flatten();
-        if let Some(address) = public.as_ref().and_then(|listener| listener.local_addr().ok())
-            && let Ok(mut known) = self.public.lock()
-        {
-            *known = address;
-        }
-        let (acceptor, admin) = (self.acceptor.clone(), self.admin.clone());
+        let this = self.clone();
         Ok(move || {
+            let Self { acceptor, admin, public: known, .. } = &*this;
             if let Some(listener) = public {
+                if let (Ok(address), Ok(mut known)) = (listener.local_addr(), known.lock()) {
+                    *known = address;
+                }
                 let _ = acceptor.blocking_send(Command::Replace(listener));
             }
             if let Some(listener) = admin_listener {
@@ -152,7 +151,7 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
     drop(snapshot);
 
     let mut stdin = std::pin::pin!(end_of_stdin(options.follow_stdin));
-    let mut file = Watch::start(store.path(), store.status().include_patterns);
+    let mut file = Watch::start(store.path(), store.status().seen.include_patterns);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -161,7 +160,7 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
             _ = hangup.recv() => { let _ = control.reload("SIGHUP").await; }
             () = file.changed() => { let _ = control.reload("the file changed").await; }
         }
-        file.follow(Some(store.status().include_patterns));
+        file.follow(Some(store.status().seen.include_patterns));
     }
     let drained = drain(&control, &acceptor, &phase);
     tokio::select! {

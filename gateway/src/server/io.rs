@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::Duration,
@@ -54,11 +54,21 @@ pub(super) struct ClientIo {
     /// Read already, not yet seen by hyper.
     first: Option<Vec<u8>>,
     stuck: Stuck,
+    /// Whether to end in a reset.
+    reset: Arc<AtomicBool>,
 }
 
 impl ClientIo {
-    pub(super) fn new(tcp: TcpStream, first: Vec<u8>, stuck: Stuck) -> Self {
-        Self { tcp, first: Some(first), stuck }
+    pub(super) fn new(tcp: TcpStream, first: Vec<u8>, stuck: Stuck, reset: Arc<AtomicBool>) -> Self {
+        Self { tcp, first: Some(first), stuck, reset }
+    }
+}
+
+impl Drop for ClientIo {
+    fn drop(&mut self) {
+        if self.reset.load(Relaxed) {
+            let _ = socket2::SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO));
+        }
     }
 }
 
@@ -101,6 +111,9 @@ impl AsyncWrite for ClientIo {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.reset.load(Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
 }

@@ -14,6 +14,8 @@ use std::{
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
+use crate::config::GLOB;
+
 /// How long the text must stand still.
 const STILL: Duration = Duration::from_millis(100);
 /// How often to look without an event: some file systems have none.
@@ -26,6 +28,8 @@ pub(super) struct Watch {
     watcher: Option<RecommendedWatcher>,
     folders: BTreeSet<PathBuf>,
     events: mpsc::Receiver<()>,
+    /// Keeps the channel open where the system gives no watcher.
+    _sender: mpsc::Sender<()>,
     /// Nothing at first: the file may have changed since it was loaded, before the watch began.
     seen: Option<u64>,
 }
@@ -34,6 +38,7 @@ impl Watch {
     /// Starts watching. Without the system's help it still polls.
     pub(super) fn start(main: &Path, patterns: Vec<String>) -> Self {
         let (sender, events) = mpsc::channel(1);
+        let kept = sender.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Reading is an event too, ours included: to look because of it would be to look for ever.
             if event.is_ok_and(|event| event.kind.is_access()) {
@@ -45,7 +50,15 @@ impl Watch {
         let watcher = watcher
             .inspect_err(|error| tracing::warn!(%error, "cannot watch files; looking every {POLL:?} instead"))
             .ok();
-        let mut this = Self { main: main.to_owned(), patterns, watcher, folders: BTreeSet::new(), events, seen: None };
+        let mut this = Self {
+            main: main.to_owned(),
+            patterns,
+            watcher,
+            folders: BTreeSet::new(),
+            events,
+            _sender: kept,
+            seen: None,
+        };
         this.follow(None);
         this
     }
@@ -62,8 +75,7 @@ impl Watch {
             folders.extend(std::fs::canonicalize(&file).ok().and_then(|target| folder(&target)));
         }
         for pattern in &self.patterns {
-            let fixed = pattern.split(['*', '?', '[']).next().unwrap_or_default();
-            folders.extend(fixed.rfind('/').map(|slash| PathBuf::from(&fixed[..=slash])));
+            folders.extend(fixed_folder(pattern));
         }
         if let Some(watcher) = &mut self.watcher {
             for old in self.folders.difference(&folders) {
@@ -81,7 +93,7 @@ impl Watch {
     fn files(&self) -> Vec<PathBuf> {
         let mut files = vec![self.main.clone()];
         for pattern in &self.patterns {
-            files.extend(glob::glob(pattern).into_iter().flatten().filter_map(Result::ok));
+            files.extend(glob::glob_with(pattern, GLOB).into_iter().flatten().filter_map(Result::ok));
         }
         files
     }
@@ -121,6 +133,14 @@ impl Watch {
             }
         }
     }
+}
+
+/// The folder of a pattern before its first wildcard; `[*]` and the like are escapes, not wildcards.
+fn fixed_folder(pattern: &str) -> Option<PathBuf> {
+    let plain = pattern.replace("[*]", "\u{1}").replace("[?]", "\u{2}").replace("[[]", "\u{3}").replace("[]]", "\u{4}");
+    let fixed = plain.split(['*', '?', '[']).next().unwrap_or_default();
+    let folder = &fixed[..=fixed.rfind('/')?];
+    Some(folder.replace('\u{1}', "*").replace('\u{2}', "?").replace('\u{3}', "[").replace('\u{4}', "]").into())
 }
 
 fn folder(file: &Path) -> Option<PathBuf> {

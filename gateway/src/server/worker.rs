@@ -71,7 +71,11 @@ pub(super) fn start(
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
         match runtime {
-            Ok(runtime) => runtime.block_on(work(index, store, log, phase, receiver)),
+            Ok(runtime) => {
+                runtime.block_on(work(index, store, log, phase, receiver));
+                // A name lookup that hangs must not hold up the exit.
+                runtime.shutdown_background();
+            }
             Err(error) => tracing::error!(%error, "a worker could not start"),
         }
     })?;
@@ -89,28 +93,36 @@ async fn work(
     let worker = Worker::new(index, store, log, seed);
     tokio::task::spawn_local(housekeeping(worker.clone()));
     let stack = pipeline();
-    let mut watched = phase.clone();
+    let mut stopping = phase.clone();
     loop {
         tokio::select! {
             biased;
             handed = receiver.recv() => {
                 let Some(Handed { tcp, peer, place }) = handed else { break };
-                let (worker, stack, phase) = (worker.clone(), stack.clone(), phase.clone());
+                let (worker, stack) = (worker.clone(), stack.clone());
                 tokio::task::spawn_local(async move {
                     let _place = place;
                     if let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) {
-                        serve(worker, tcp, peer, stack, phase).await;
+                        serve(worker, tcp, peer, stack).await;
                     }
                 });
             }
-            _ = watched.wait_for(|phase| *phase != Phase::Running), if !worker.draining.get() => worker.draining.set(true),
+            _ = phase.wait_for(|phase| *phase != Phase::Running), if !worker.draining.get() => drain(&worker),
+            // Also where nobody has told the acceptor to close.
+            _ = stopping.wait_for(|phase| *phase == Phase::Stopping) => break,
         }
     }
     // The acceptor is gone: what is here goes on until the process says stop.
     let _ = phase.wait_for(|phase| *phase != Phase::Running).await;
-    worker.draining.set(true);
-    let _ = phase.wait_for(|phase| *phase == Phase::Stopping).await;
+    drain(&worker);
+    let _ = stopping.wait_for(|phase| *phase == Phase::Stopping).await;
     worker.log.flush();
+}
+
+/// From now on each response is its connection's last; whoever waits looks up.
+fn drain(worker: &Worker) {
+    worker.draining.set(true);
+    worker.timer.wake_all();
 }
 
 /// A connection's place at its worker, from the moment it is accepted: a drain must not miss one on its way.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::{CohortValues, Drain, Edits, Limits, Listeners, Registry, Rewrite, Route, Snapshot};
 use crate::{
@@ -19,7 +19,6 @@ use crate::{
     routing::{
         cohort::{self, Cohort, Traits},
         path::PathPolicy,
-        predicate::Predicates,
         table::Table,
     },
     telemetry::metrics::Arm,
@@ -28,22 +27,20 @@ use crate::{
 
 /// Compiles a file. What the registry has already is taken over.
 pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Result<Snapshot, String> {
-    let folder = config.files.first().and_then(|main| main.parent()).unwrap_or(Path::new(""));
+    let folder = config.warnings.files.first().and_then(|main| main.parent()).unwrap_or(Path::new(""));
     let listeners = Listeners { public: config.listen, admin: config.admin, health: config.health };
-    let own: Vec<_> = [Some(config.listen), Some(config.admin), config.health].into_iter().flatten().collect();
     let mut upstreams = Vec::new();
     let mut index = HashMap::new();
     for (name, upstream) in &config.upstreams {
         index.insert(name.as_str(), upstreams.len());
-        let upstream =
-            registry.upstream(name, upstream, folder, &own).map_err(|why| format!("upstream `{name}`: {why}"))?;
+        let upstream = registry.upstream(name, upstream, folder).map_err(|why| format!("upstream `{name}`: {why}"))?;
         upstreams.push(upstream);
     }
     let find = |name: &str| index.get(name).copied().ok_or_else(|| format!("unknown upstream: `{name}`"));
     let legacy = find("legacy")?;
     let defaults = &config.file.defaults;
     let mut routes = Vec::with_capacity(config.routes.len() + 1);
-    for (route, rule) in config.routes.iter().zip(&config.rules) {
+    for route in &config.routes {
         let name = Config::route_name(route);
         let mut compiled = Route {
             stage: route.stage,
@@ -53,7 +50,6 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
             limits: limits(route.timeout.as_ref().or(defaults.timeout.as_ref())),
             websocket: websocket(route.upgrades.as_ref().or(defaults.upgrades.as_ref())),
             max_body: max_body(route.max_body.as_ref().or(defaults.max_body.as_ref())),
-            allow: allow(&rule.predicates)?,
             ..bare(name, legacy, registry)
         };
         headers(&mut compiled, route.headers.as_ref().or(defaults.headers.as_ref()))?;
@@ -106,7 +102,6 @@ fn bare(name: &str, legacy: usize, registry: &mut Registry) -> Route {
         websocket: true,
         max_body: u64::MAX,
         gone: HeaderMap::new(),
-        allow: HeaderValue::from_static(""),
         stats: registry.stats(name),
     }
 }
@@ -127,13 +122,6 @@ fn websocket(config: Option<&OrNone<Vec<Upgrade>>>) -> bool {
 
 fn max_body(config: Option<&OrNone<Size>>) -> u64 {
     config.and_then(OrNone::as_option).map_or(u64::MAX, |size| size.0)
-}
-
-/// The methods that a 405 names. A rule for every method refuses by its fields: then the usual methods stand for all.
-fn allow(predicates: &Predicates) -> Result<HeaderValue, String> {
-    let usual = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
-    let methods = if predicates.methods.is_empty() { &usual[..] } else { &predicates.methods };
-    value(&methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", "))
 }
 
 fn value(text: &str) -> Result<HeaderValue, String> {

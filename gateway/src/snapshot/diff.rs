@@ -1,20 +1,23 @@
 //! Which requests would go elsewhere under another file.
 //!
-//! By rules: each rule of either file gives a request that it takes, and requests that
-//! fail each of its predicates; where the two files send one elsewhere, it is told. So what
-//! is told is always true, and every rule of both files is tried.
+//! By rules: each rule of either file, and each pair of rules whose paths and hosts meet, gives requests that stand
+//! for all that they take. Where the two files send one elsewhere, it is told; each file reads the request's path in its own way.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+};
 
 use http::{HeaderMap, Method};
 use serde::Serialize;
 
 use super::{Route, Snapshot};
 use crate::{
-    config::values::Share,
+    config::{Stage, values::Share},
     routing::{
-        cohort::KeySource,
-        pattern::{Part, Pattern},
+        cohort::{Cohort, KeySource, Traits},
+        path,
+        pattern::Part,
         predicate::Head,
         table::{Found, HostPattern, Rule},
     },
@@ -38,26 +41,34 @@ pub struct Difference {
     pub moves: Vec<Move>,
     /// Upstreams whose address changes: all their requests go elsewhere.
     pub upstreams: Vec<Move>,
+    /// Changes in how every path is read.
+    pub paths: Vec<Move>,
 }
 
 impl Difference {
     /// Whether any request goes elsewhere.
     pub fn is_empty(&self) -> bool {
-        self.moves.is_empty() && self.upstreams.is_empty()
+        self.moves.is_empty() && self.upstreams.is_empty() && self.paths.is_empty()
     }
 }
 
 /// Compares two files, compiled.
 pub fn diff(old: &Snapshot, new: &Snapshot) -> Difference {
+    let rules: Vec<(&Rule, &str)> = [old, new]
+        .into_iter()
+        .flat_map(|side| side.table.rules().iter().zip(side.routes.iter().map(|route| &*route.path)))
+        .collect();
     let mut moves = BTreeSet::new();
-    for side in [old, new] {
-        for (index, rule) in side.table.rules().iter().enumerate() {
-            for probe in probes(rule, &side.routes[index].path, [old, new]) {
-                let (from, to) = (probe.target(old), probe.target(new));
-                if from != to {
-                    moves.insert(Move { requests: probe.label, from, to });
-                }
-            }
+    let mut try_on = |probe: Probe| {
+        let (from, to) = (probe.target(old), probe.target(new));
+        if from != to {
+            moves.insert(Move { requests: probe.label, from, to });
+        }
+    };
+    for (n, (rule, path)) in rules.iter().enumerate() {
+        probes(rule, rule, path).into_iter().for_each(&mut try_on);
+        for other in meeting(rule, n, &rules) {
+            probes(rule, rules[other].0, path).into_iter().for_each(&mut try_on);
         }
     }
     let url = |snapshot: &Snapshot, name: &str| {
@@ -72,46 +83,86 @@ pub fn diff(old: &Snapshot, new: &Snapshot) -> Difference {
             (from != to).then(|| Move { requests: format!("upstream `{}`", upstream.name), from, to })
         })
         .collect();
-    Difference { moves: moves.into_iter().collect(), upstreams }
+    let reading = |snapshot: &Snapshot| format!("{:?}", snapshot.paths);
+    let paths = (old.paths != new.paths).then(|| Move {
+        requests: "paths that are spelled unusually".to_owned(),
+        from: reading(old),
+        to: reading(new),
+    });
+    Difference { moves: moves.into_iter().collect(), upstreams, paths: paths.into_iter().collect() }
 }
 
-/// A request that stands for all that a rule takes.
+/// Rules that share requests with this one. With thousands of rules only those whose first segment can be the same are looked at.
+fn meeting<'r>(rule: &'r Rule, n: usize, rules: &'r [(&Rule, &str)]) -> impl Iterator<Item = usize> + 'r {
+    rules
+        .iter()
+        .enumerate()
+        .filter(move |(other, (theirs, _))| {
+            *other != n
+                && first_meets(rule.pattern.parts().first(), theirs.pattern.parts().first())
+                && meet(rule.pattern.parts(), theirs.pattern.parts()).is_some()
+        })
+        .map(|(other, _)| other)
+}
+
+fn first_meets(a: Option<&Part>, b: Option<&Part>) -> bool {
+    match (a, b) {
+        (Some(Part::Literal(a)), Some(Part::Literal(b))) => a == b,
+        _ => true,
+    }
+}
+
+/// A path that both patterns take, as specific as they are together.
+fn meet(a: &[Part], b: &[Part]) -> Option<Vec<Part>> {
+    match (a, b) {
+        ([Part::Rest], rest) | (rest, [Part::Rest]) => Some(rest.to_vec()),
+        ([], []) => Some(Vec::new()),
+        ([first, a @ ..], [second, b @ ..]) => {
+            let part = match (first, second) {
+                (Part::Literal(a), Part::Literal(b)) if a != b => return None,
+                (Part::Literal(_), _) => first,
+                _ => second,
+            };
+            let mut parts = vec![part.clone()];
+            parts.extend(meet(a, b)?);
+            Some(parts)
+        }
+        _ => None,
+    }
+}
+
+/// A request that stands for all that a rule takes, or for those that another takes too.
 struct Probe {
     label: String,
     host: Vec<u8>,
-    key: Vec<u8>,
+    path: String,
     method: Method,
     headers: HeaderMap,
     query: String,
 }
 
-/// A segment that no literal of either file is.
-const OTHER: &[u8] = b"\xffother";
+/// A segment, a host and a method that no file names.
+const OTHER: &str = "other-0f3a";
 
-fn probes(rule: &Rule, path: &str, sides: [&Snapshot; 2]) -> Vec<Probe> {
-    let mut methods = rule.predicates.methods.clone();
-    if methods.is_empty() {
+/// Requests that `rule` takes, with the hosts, methods and fields of `other` added where both can hold.
+fn probes(rule: &Rule, other: &Rule, path: &str) -> Vec<Probe> {
+    let Some(parts) = meet(rule.pattern.parts(), other.pattern.parts()) else { return Vec::new() };
+    let mut methods: Vec<Method> = rule.predicates.methods.iter().chain(&other.predicates.methods).cloned().collect();
+    if rule.predicates.methods.is_empty() {
         methods.push(Method::GET);
     }
-    // Methods that rules of either file for the same path tell apart, and one that none names.
-    for side in sides {
-        for other in side.table.rules().iter().filter(|other| other.pattern == rule.pattern) {
-            methods.extend(other.predicates.methods.iter().cloned());
-        }
-    }
-    methods.extend(Method::from_bytes(b"OTHER"));
+    methods.extend(Method::from_bytes(OTHER.as_bytes()));
     methods.sort_by(|a, b| a.as_str().cmp(b.as_str()));
     methods.dedup();
+    let hosts: BTreeSet<&HostPattern> = rule.host_patterns().chain(other.host_patterns()).collect();
+    let fields = [&[][..], &[rule], &[other], &[rule, other]];
     let mut probes = Vec::new();
-    for host in rule.host_patterns() {
+    for host in hosts {
         for method in &methods {
-            for with_fields in [true, false] {
-                let fields = !rule.predicates.headers.is_empty() || !rule.predicates.query.is_empty();
-                if !with_fields && !fields {
-                    continue;
-                }
-                for key in keys(&rule.pattern) {
-                    probes.push(probe(rule, path, host, method, with_fields && fields, key));
+            for of in fields.iter().take(if std::ptr::eq(rule, other) { 2 } else { 4 }) {
+                for (tail, shown) in paths(&parts) {
+                    let shown = if std::ptr::eq(rule, other) { path.to_owned() } else { shown };
+                    probes.push(probe(&shown, host, method, of, tail));
                 }
             }
         }
@@ -119,54 +170,68 @@ fn probes(rule: &Rule, path: &str, sides: [&Snapshot; 2]) -> Vec<Probe> {
     probes
 }
 
-fn probe(rule: &Rule, path: &str, host: &HostPattern, method: &Method, with_fields: bool, key: Vec<u8>) -> Probe {
-    let (host, shown) = match host {
-        HostPattern::Any => (b"\xffother".to_vec(), String::new()),
+fn probe(shown: &str, host: &HostPattern, method: &Method, of: &[&Rule], path: String) -> Probe {
+    let (host, shown_host) = match host {
+        HostPattern::Any => (OTHER.as_bytes().to_vec(), String::new()),
         HostPattern::Exact(name) => (name.to_vec(), String::from_utf8_lossy(name).into_owned()),
-        HostPattern::Below(suffix) => ([b"other", &**suffix].concat(), format!("*{}", String::from_utf8_lossy(suffix))),
+        HostPattern::Below(suffix) => {
+            ([OTHER.as_bytes(), suffix].concat(), format!("*{}", String::from_utf8_lossy(suffix)))
+        }
     };
     let mut headers = HeaderMap::new();
-    let mut query = Vec::new();
-    let mut shown_fields = String::new();
-    if with_fields {
+    let mut query: HashMap<&[u8], &[u8]> = HashMap::new();
+    let mut fields = String::new();
+    for rule in of {
         for (name, value) in &rule.predicates.headers {
-            if let Ok(value) = http::HeaderValue::from_bytes(value) {
+            if let (false, Ok(value)) = (headers.contains_key(name), http::HeaderValue::from_bytes(value)) {
+                fields.push_str(&format!(" with {name}: {}", String::from_utf8_lossy(value.as_bytes())));
                 headers.insert(name, value);
             }
-            shown_fields.push_str(&format!(" with {name}: {}", String::from_utf8_lossy(value)));
         }
         for (name, value) in &rule.predicates.query {
-            let pair = format!("{}={}", encode(name), encode(value));
-            shown_fields.push_str(&format!(" with ?{pair}"));
-            query.push(pair);
+            if !query.contains_key(&**name) {
+                fields.push_str(&format!(" with ?{}={}", encode(name), encode(value)));
+                query.insert(name, value);
+            }
         }
     }
-    let method_shown = if method.as_str() == "OTHER" { "other methods" } else { method.as_str() };
+    let method_shown = if method.as_str() == OTHER { "other methods" } else { method.as_str() };
+    let query: Vec<String> = query.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
     Probe {
-        label: format!("{method_shown} {shown}{path}{shown_fields}"),
+        label: format!("{method_shown} {shown_host}{shown}{fields}"),
         host,
-        key,
+        path,
         method: method.clone(),
         headers,
         query: query.join("&"),
     }
 }
 
-/// Paths that a pattern takes: for `**` its root and something below.
-fn keys(pattern: &Pattern) -> Vec<Vec<u8>> {
-    let mut key: Vec<&[u8]> = Vec::new();
-    for part in pattern.parts() {
+/// Paths that a pattern takes, each with how it is shown: for `**` its root and something below.
+fn paths(parts: &[Part]) -> Vec<(String, String)> {
+    let (mut path, mut shown) = (String::new(), String::new());
+    for part in parts {
         match part {
-            Part::Literal(literal) => key.push(literal),
-            Part::Param => key.push(OTHER),
+            Part::Literal(literal) => {
+                path.push_str(&format!("/{}", encode(literal)));
+                shown.push_str(&format!("/{}", String::from_utf8_lossy(literal)));
+            }
+            Part::Param => {
+                path.push_str(&format!("/{OTHER}"));
+                shown.push_str("/{…}");
+            }
             Part::Rest => {
-                let root = key.join(&b'/');
-                key.push(OTHER);
-                return vec![root, key.join(&b'/')];
+                let root = if path.is_empty() { "/".to_owned() } else { path.clone() };
+                shown.push_str("/**");
+                return vec![(root, shown.clone()), (format!("{path}/{OTHER}"), shown)];
             }
         }
     }
-    vec![key.join(&b'/')]
+    if path.is_empty() {
+        path.push('/');
+        shown.push('/');
+    }
+    vec![(path, shown)]
 }
 
 fn encode(text: &[u8]) -> String {
@@ -184,8 +249,12 @@ fn encode(text: &[u8]) -> String {
 impl Probe {
     /// Where a file sends it, in words that are equal exactly when nothing changes for the request.
     fn target(&self, snapshot: &Snapshot) -> String {
-        let head =
-            Head { host: &self.host, key: &self.key, method: &self.method, headers: &self.headers, query: &self.query };
+        let read = match path::read(&self.path, snapshot.paths) {
+            Ok(read) => read,
+            Err(oddity) => return format!("400: {oddity}"),
+        };
+        let (key, method) = (&read.key, &self.method);
+        let head = Head { host: &self.host, key, method, headers: &self.headers, query: &self.query };
         match snapshot.table.find(&head).found {
             Found::Rule(index) => target(&snapshot.routes[index], snapshot),
             Found::Nothing => target(&snapshot.routes[snapshot.unrouted()], snapshot),
@@ -195,34 +264,41 @@ impl Probe {
 }
 
 fn target(route: &Route, snapshot: &Snapshot) -> String {
-    let name = |index: usize| snapshot.upstreams[index].name.to_string();
-    let service = || {
-        let mut text = name(route.service.unwrap_or(route.baseline));
-        if let Some(prefix) = route.rewrite.as_ref().and_then(|rewrite| rewrite.prefix_text.as_deref()) {
+    let name = |index: usize| {
+        let mut text = snapshot.upstreams[index].name.to_string();
+        if let Some(prefix) = route.rewrite.as_ref().and_then(|rewrite| rewrite.prefix_text.as_deref())
+            && text != "legacy"
+        {
             text.push_str(&format!(" without {prefix}"));
         }
         text
     };
+    let service = || name(route.service.unwrap_or(route.baseline));
     match (route.stage, &route.cohort) {
-        (crate::config::Stage::Gone, _) => "410".to_owned(),
-        (_, Some(values)) => {
-            let by: Vec<String> = values.cohort.by.iter().map(source).collect();
-            let exceptions = match (values.cohort.always.len(), values.cohort.never.len()) {
-                (0, 0) => String::new(),
-                _ => format!(", exceptions {:?}/{:?}", values.cohort.always, values.cohort.never),
-            };
-            format!(
-                "{} for {} of group `{}` by {}{exceptions}, else {}",
-                service(),
-                Share(values.cohort.share),
-                values.cohort.group,
-                by.join(", "),
-                name(route.baseline)
-            )
-        }
+        (Stage::Gone, _) => "410".to_owned(),
+        // Nobody is in it.
+        (_, Some(values)) if values.cohort.share == 0 && values.cohort.always.is_empty() => name(route.baseline),
+        (_, Some(values)) => format!("{} for {}, else {}", service(), cohort(&values.cohort), name(route.baseline)),
         (stage, None) if stage.uses_service() => service(),
         _ => name(route.baseline),
     }
+}
+
+fn cohort(cohort: &Cohort) -> String {
+    let by: Vec<String> = cohort.by.iter().map(source).collect();
+    let mut text = format!("{} of group `{}` by {}", Share(cohort.share), cohort.group, by.join(", "));
+    for (word, list) in [("always", &cohort.always), ("never", &cohort.never)] {
+        for traits in list {
+            text.push_str(&format!(", {word} {}", describe(traits)));
+        }
+    }
+    text
+}
+
+fn describe(traits: &Traits) -> String {
+    let headers = traits.headers.iter().map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value)));
+    let cookies = traits.cookies.iter().map(|(name, value)| format!("cookie {name}={value}"));
+    headers.chain(cookies).collect::<Vec<_>>().join(" and ")
 }
 
 fn source(source: &KeySource) -> String {
@@ -239,7 +315,7 @@ impl fmt::Display for Difference {
         if self.is_empty() {
             return writeln!(f, "no request goes elsewhere");
         }
-        for Move { requests, from, to } in self.upstreams.iter().chain(&self.moves) {
+        for Move { requests, from, to } in self.paths.iter().chain(&self.upstreams).chain(&self.moves) {
             writeln!(f, "{requests}: {from} → {to}")?;
         }
         Ok(())

@@ -40,7 +40,7 @@ pub struct Explanation {
     pub route: String,
     /// Its stage.
     pub stage: &'static str,
-    /// Who answers: `legacy`, `service` or `gateway`.
+    /// Who answers: `legacy`, `service`, `gateway`, or `either` for a session that has still to begin.
     pub arm: &'static str,
     /// Why that one.
     pub why: String,
@@ -83,11 +83,7 @@ pub struct Tried {
 
 /// Explains a request. `client` is the address that it comes from.
 pub fn explain(snapshot: &Snapshot, method: &Method, url: &Uri, mut headers: HeaderMap, client: IpAddr) -> Explanation {
-    let forged: Vec<_> =
-        headers.keys().filter(|name| fields::voice(name.as_str()) == Some(Voice::Gateway)).cloned().collect();
-    for name in forged {
-        headers.remove(name);
-    }
+    forward(&mut headers, url, client, snapshot.trusts(client));
     let mut told = Explanation {
         method: method.to_string(),
         url: url.to_string(),
@@ -104,6 +100,13 @@ pub fn explain(snapshot: &Snapshot, method: &Method, url: &Uri, mut headers: Hea
         policies: Vec::new(),
         tried: Vec::new(),
     };
+    if url.path() == "*" && *method == Method::OPTIONS {
+        let route = &snapshot.routes[snapshot.unrouted()];
+        told.arm = "legacy";
+        "`OPTIONS *` asks the server as a whole".clone_into(&mut told.why);
+        told.upstream = Some(snapshot.upstreams[route.baseline].name.to_string());
+        return told;
+    }
     let read = match path::read(url.path(), snapshot.paths) {
         Ok(read) => read,
         Err(oddity) => {
@@ -137,9 +140,9 @@ pub fn explain(snapshot: &Snapshot, method: &Method, url: &Uri, mut headers: Hea
     told.route = route.name.to_string();
     told.stage = route.stage.word();
     told.policies = policies(route);
-    if let Some((_, Outcome::Refuses)) = decided {
+    if let Some((index, Outcome::Refuses)) = decided {
         told.status = Some(405);
-        told.reason = Some(format!("allows {}", route.allow.to_str().unwrap_or_default()));
+        told.reason = Some(format!("allows {}", snapshot.table.allowed(*index).join(", ")));
         told.why = format!("the route is {}: what it refuses falls to nobody else", route.stage.word());
         return told;
     }
@@ -152,7 +155,7 @@ pub fn explain(snapshot: &Snapshot, method: &Method, url: &Uri, mut headers: Hea
     if decided.is_none() {
         "no route claims it".clone_into(&mut told.why);
     }
-    let upstream = &snapshot.upstreams[upstream];
+    let Some(upstream) = upstream.map(|index| &snapshot.upstreams[index]) else { return told };
     told.upstream = Some(upstream.name.to_string());
     let mut target = read.forward.to_string();
     let mut host = String::from_utf8_lossy(host).into_owned();
@@ -169,34 +172,66 @@ pub fn explain(snapshot: &Snapshot, method: &Method, url: &Uri, mut headers: Hea
     told
 }
 
-/// Who answers, as the arm layer picks it.
-fn pick(route: &Route, headers: &HeaderMap, client: IpAddr, told: &mut Explanation) -> usize {
+/// The fields as rules see them: what the client may not say is gone, what the gateway says in its place is there.
+fn forward(headers: &mut HeaderMap, url: &Uri, client: IpAddr, trusted: bool) {
+    let stripped: Vec<_> = headers
+        .keys()
+        .filter(|name| match fields::voice(name.as_str()) {
+            Some(Voice::Gateway) => true,
+            Some(Voice::Proxy) => !trusted,
+            None => false,
+        })
+        .cloned()
+        .collect();
+    for name in stripped {
+        headers.remove(name);
+    }
+    let host = url.authority().map(|authority| authority.to_string());
+    let said = [
+        (fields::X_FORWARDED_FOR, Some(client.to_string())),
+        (fields::X_FORWARDED_PROTO, Some("http".to_owned())),
+        (fields::X_FORWARDED_HOST, host),
+    ];
+    for (name, value) in said {
+        if let (false, Some(Ok(value))) = (headers.contains_key(&name), value.map(http::HeaderValue::try_from)) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// Who answers, as the arm layer picks it; nobody yet for a session that has still to begin.
+fn pick(route: &Route, headers: &HeaderMap, client: IpAddr, told: &mut Explanation) -> Option<usize> {
     let service = route.service.unwrap_or(route.baseline);
     let (upstream, arm) = match (&route.cohort, route.stage) {
         (Some(values), Stage::Canary) => {
             // A new session's bucket is drawn when it begins; offline there is only "new".
             let decision = values.cohort.decide(headers, client, || 0);
-            let share = Share(values.cohort.share);
+            let share = Share(decision.share);
             let group = &values.cohort.group;
             told.why = match (decision.why, decision.bucket) {
                 (Why::Sticky, _) if decision.begin.is_some() => {
-                    format!(
-                        "a new session: the service's with a chance of {share}, then kept by the cookie `{}`",
-                        values.cohort.cookie
-                    )
+                    told.arm = "either";
+                    let cookie = &values.cohort.cookie;
+                    format!("a new session: the service's with a chance of {share}, then kept by the cookie `{cookie}`")
                 }
+                (Why::Sticky, _) if share.0 == 0 => "at 0% no session is the service's".to_owned(),
                 (why, Some(bucket)) => format!(
-                    "its {} has bucket {bucket} of group `{group}`: {} {share} ({})",
+                    "its {} has bucket {bucket} of group `{group}`: {} {share} ({}{})",
                     why.word(),
                     if decision.service { "below" } else { "not below" },
-                    values.cohort.share,
+                    share.0,
+                    if share.0 < values.cohort.share { ", the share when its session began" } else { "" },
                 ),
                 (Why::Never, _) => "a predicate in `never` holds".to_owned(),
                 (Why::Always, _) => "a predicate in `always` holds".to_owned(),
                 _ => "it has no cohort key".to_owned(),
             };
-            let bucket = decision.bucket.filter(|_| decision.begin.is_none());
-            told.cohort = Some(CohortPlace { group: group.to_string(), bucket, share: values.cohort.share });
+            let known = decision.begin.is_none() && !(decision.why == Why::Sticky && share.0 == 0);
+            let bucket = decision.bucket.filter(|_| known);
+            told.cohort = Some(CohortPlace { group: group.to_string(), bucket, share: share.0 });
+            if told.arm == "either" {
+                return None;
+            }
             if decision.service { (service, "service") } else { (route.baseline, "legacy") }
         }
         (_, stage) => {
@@ -205,7 +240,7 @@ fn pick(route: &Route, headers: &HeaderMap, client: IpAddr, told: &mut Explanati
         }
     };
     told.arm = arm;
-    upstream
+    Some(upstream)
 }
 
 fn policies(route: &Route) -> Vec<String> {

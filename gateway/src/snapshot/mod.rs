@@ -78,6 +78,13 @@ pub struct Drain {
     pub limit: Duration,
 }
 
+impl Listeners {
+    /// Those that there are.
+    pub fn all(&self) -> Vec<SocketAddr> {
+        [Some(self.public), Some(self.admin), self.health].into_iter().flatten().collect()
+    }
+}
+
 impl Snapshot {
     /// The index of the implicit route.
     pub fn unrouted(&self) -> usize {
@@ -119,8 +126,6 @@ pub struct Route {
     pub max_body: u64,
     /// The fields of a 410.
     pub gone: HeaderMap,
-    /// For the `Allow` of a 405.
-    pub allow: HeaderValue,
     /// What is counted of it.
     pub stats: Arc<RouteStats>,
 }

@@ -25,23 +25,28 @@ use crate::{
 };
 
 /// What lives on across reloads, by name and by its own configuration.
+///
+/// A reload works on a copy, which takes the place of the old one when nothing can fail any more.
+#[derive(Clone)]
 pub struct Registry {
     workers: usize,
     stats: HashMap<Arc<str>, Arc<RouteStats>>,
     upstreams: HashMap<Arc<str>, Known>,
+    /// Our own listeners: no upstream may resolve to them.
+    own: Arc<ArcSwap<Vec<SocketAddr>>>,
 }
 
+#[derive(Clone)]
 struct Known {
     config: UpstreamConfig,
     ca: Option<Vec<u8>>,
-    own: Vec<SocketAddr>,
     upstream: Arc<Upstream>,
 }
 
 impl Registry {
     /// An empty registry.
     pub fn new(workers: usize) -> Self {
-        Self { workers, stats: HashMap::new(), upstreams: HashMap::new() }
+        Self { workers, stats: HashMap::new(), upstreams: HashMap::new(), own: Arc::default() }
     }
 
     pub(super) fn stats(&mut self, name: &str) -> Arc<RouteStats> {
@@ -58,7 +63,6 @@ impl Registry {
         name: &str,
         config: &UpstreamConfig,
         folder: &Path,
-        own: &[SocketAddr],
     ) -> Result<Arc<Upstream>, String> {
         let ca = config
             .ca
@@ -69,12 +73,13 @@ impl Registry {
         if let Some(known) = self.upstreams.get(name)
             && known.config == *config
             && known.ca == ca
-            && known.own == own
         {
             return Ok(known.upstream.clone());
         }
-        let upstream = Arc::new(Upstream::new(name, config, folder, self.workers, own.to_vec())?);
-        let known = Known { config: config.clone(), ca, own: own.to_vec(), upstream: upstream.clone() };
+        // Its counts go on under its name, whatever else changes.
+        let stats = self.upstreams.get(name).map(|known| known.upstream.stats.clone()).unwrap_or_default();
+        let upstream = Arc::new(Upstream::new(name, config, folder, self.workers, stats, self.own.clone())?);
+        let known = Known { config: config.clone(), ca, upstream: upstream.clone() };
         self.upstreams.insert(name.into(), known);
         Ok(upstream)
     }
@@ -114,10 +119,8 @@ pub struct Status {
     pub error: Option<String>,
     /// What is allowed but looks wrong in the file that runs.
     pub warnings: Report,
-    /// The files that were read last, and the include patterns.
-    pub files: Vec<PathBuf>,
-    /// The include patterns, resolved.
-    pub include_patterns: Vec<String>,
+    /// The last report, good or bad: its files and include patterns are what to watch.
+    pub seen: Report,
 }
 
 /// The snapshot that runs.
@@ -126,6 +129,8 @@ pub struct Store {
     current: ArcSwap<Snapshot>,
     generation: AtomicU64,
     registry: Mutex<Registry>,
+    /// Snapshots that a request or a tunnel may still hold.
+    retired: Mutex<Vec<Arc<Snapshot>>>,
     status: Mutex<Status>,
     /// What is counted of the process.
     pub process: Arc<ProcessStats>,
@@ -139,6 +144,9 @@ impl fmt::Debug for Store {
     }
 }
 
+/// What a reload that failed without a line of the file to blame has to say.
+const KEPT: &str = "what ran before goes on running";
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while reloading leaves the registry whole: entries are added one by one.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -149,21 +157,19 @@ impl Store {
     pub fn open(path: &Path, workers: usize) -> Result<Self, Report> {
         let config = config::load_with_env(path)?;
         let mut registry = Registry::new(workers);
-        let snapshot = compile(&config, &mut registry, 1).map_err(|why| refusal(path, why))?;
+        let snapshot =
+            compile(&config, &mut registry, 1).map_err(|why| Report::of(path, why, "mend that and start again"))?;
+        registry.own.store(Arc::new(snapshot.listeners.all()));
         let process = Arc::new(ProcessStats::default());
         process.reload_ok.store(1, Ordering::Relaxed);
         process.loaded_at.store(snapshot.loaded.as_second(), Ordering::Relaxed);
-        let status = Status {
-            warnings: config.warnings,
-            files: config.files,
-            include_patterns: config.include_patterns,
-            ..Status::default()
-        };
+        let status = Status { seen: config.warnings.clone(), warnings: config.warnings, ..Status::default() };
         Ok(Self {
             path: path.to_owned(),
             current: ArcSwap::from_pointee(snapshot),
             generation: AtomicU64::new(1),
             registry: Mutex::new(registry),
+            retired: Mutex::default(),
             status: Mutex::new(status),
             process,
             workers,
@@ -197,7 +203,8 @@ impl Store {
         prepare: impl FnOnce(&Snapshot, &Snapshot) -> Result<C, String>,
     ) -> Result<Reloaded, Report> {
         // One reload at a time: the lock is held from reading to swapping.
-        let mut registry = lock(&self.registry);
+        let mut kept = lock(&self.registry);
+        let mut registry = kept.clone();
         let old = self.current.load_full();
         let config = match config::load_with_env(&self.path) {
             Ok(config) => config,
@@ -213,40 +220,36 @@ impl Store {
         let (snapshot, commit) = match prepared {
             Ok(prepared) => prepared,
             Err(why) => {
-                let report = refusal(&self.path, why);
+                let report = Report::of(&self.path, why, KEPT);
                 return Err(self.refuse(report));
             }
         };
         self.process.loaded_at.store(snapshot.loaded.as_second(), Ordering::Relaxed);
+        registry.own.store(Arc::new(snapshot.listeners.all()));
+        *kept = registry;
         self.current.store(Arc::new(snapshot));
         self.generation.store(generation, Ordering::Release);
         commit();
         self.process.reloads.fetch_add(1, Ordering::Relaxed);
         self.accept(config);
-        drop(registry);
-        // The last owner frees it; with thousands of routes that takes long enough to be felt by a request.
-        std::thread::spawn(move || {
-            while Arc::strong_count(&old) > 1 {
-                std::thread::sleep(std::time::Duration::from_secs(1));
-            }
-        });
+        drop(kept);
+        // The last owner frees it; with thousands of routes that takes long enough to be felt by a request. So the
+        // last owner is a later reload, which has time.
+        let mut retired = lock(&self.retired);
+        retired.push(old);
+        retired.retain(|old| Arc::strong_count(old) > 1);
         Ok(Reloaded::Loaded(generation))
     }
 
     fn accept(&self, config: config::Config) {
         self.process.reload_ok.store(1, Ordering::Relaxed);
-        *lock(&self.status) = Status {
-            refused: None,
-            error: None,
-            warnings: config.warnings,
-            files: config.files,
-            include_patterns: config.include_patterns,
-        };
+        let seen = config.warnings.clone();
+        *lock(&self.status) = Status { refused: None, error: None, warnings: config.warnings, seen };
     }
 
     /// Notes that a reload failed for a reason that no check foresaw.
     pub fn fail(&self, why: String) -> Report {
-        self.refuse(refusal(&self.path, why))
+        self.refuse(Report::of(&self.path, why, KEPT))
     }
 
     fn refuse(&self, report: Report) -> Report {
@@ -254,23 +257,11 @@ impl Store {
         self.process.refused_reloads.fetch_add(1, Ordering::Relaxed);
         let mut status = lock(&self.status);
         status.error = Some(report.to_string());
+        if !report.files.is_empty() {
+            status.seen = report.clone();
+        }
         status.refused = Some(report.clone());
         report
-    }
-}
-
-/// A refusal that no line of the file is to blame for.
-fn refusal(path: &Path, why: String) -> Report {
-    Report {
-        diagnostics: vec![config::Diagnostic {
-            severity: config::Severity::Error,
-            file: path.display().to_string(),
-            line: 1,
-            column: 1,
-            message: why,
-            help: "the file that ran before goes on running".to_owned(),
-            source_line: String::new(),
-        }],
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use serde::Serialize;
@@ -21,6 +22,8 @@ use super::metrics::ProcessStats;
 
 /// A block that is handed over at once.
 const BLOCK: usize = 64 * 1024;
+/// How long the end waits for a reader.
+const LAST: Duration = Duration::from_secs(2);
 /// Blocks that may wait for the writer.
 const WAITING: usize = 64;
 
@@ -95,10 +98,13 @@ impl Writer {
         AccessLog { buffer: RefCell::default(), sender: self.sender.clone(), stats }
     }
 
-    /// Waits until everything is written. The workers' ends must be gone.
+    /// Waits until everything is written, but not for a reader that has stopped reading. The workers' ends must be gone.
     pub fn finish(self) {
         drop(self.sender);
-        let _ = self.thread.join();
+        let until = Instant::now() + LAST;
+        while !self.thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -144,11 +150,16 @@ impl AccessLog {
 }
 
 impl Drop for AccessLog {
-    /// At the end of a drain nothing else is left to do, so the last block may wait for room.
+    /// At the end of a drain nothing else is left to do, so the last block may wait a little for room.
     fn drop(&mut self) {
-        let block = std::mem::take(&mut *self.buffer.borrow_mut());
-        if !block.is_empty() {
-            let _ = self.sender.send(block);
+        let mut block = std::mem::take(&mut *self.buffer.borrow_mut());
+        let until = Instant::now() + LAST;
+        while !block.is_empty() && Instant::now() < until {
+            match self.sender.try_send(block) {
+                Err(TrySendError::Full(back)) => block = back,
+                _ => return,
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{SocketAddr, ToSocketAddrs as _},
     path::Path,
     pin::Pin,
     sync::{Arc, OnceLock},
@@ -111,9 +111,7 @@ async fn dial(upstream: &Upstream) -> Result<Io, (Kind, String)> {
 /// Tries the addresses of a name in order.
 async fn dial_name(upstream: &Upstream) -> Result<TcpStream, (Kind, String)> {
     let host = upstream.url.host.as_str();
-    let addresses = tokio::net::lookup_host((host, upstream.url.port))
-        .await
-        .map_err(|error| (Kind::Dns, format!("{host}: {error}")))?;
+    let addresses = look_up(upstream).await.map_err(|error| (Kind::Dns, format!("{host}: {error}")))?;
     let mut last = (Kind::Dns, format!("{host}: no address"));
     for address in addresses {
         match dial_one(upstream, address).await {
@@ -124,8 +122,20 @@ async fn dial_name(upstream: &Upstream) -> Result<TcpStream, (Kind, String)> {
     Err(last)
 }
 
+/// Asks the system. Its call cannot be cancelled, so the place is given back only when it returns: a name server that
+/// hangs holds a few threads, not all.
+async fn look_up(upstream: &Upstream) -> io::Result<Vec<SocketAddr>> {
+    let place = upstream.lookups.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let asked = (upstream.url.host.clone(), upstream.url.port);
+    let asking = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        asked.to_socket_addrs().map(Iterator::collect)
+    });
+    asking.await.map_err(io::Error::other)?
+}
+
 async fn dial_one(upstream: &Upstream, address: SocketAddr) -> Result<TcpStream, (Kind, String)> {
-    if upstream.prohibited.iter().any(|own| is_same_listener(*own, address)) {
+    if upstream.prohibited.load().iter().any(|own| is_same_listener(*own, address)) {
         return Err((Kind::IpProhibited, format!("{address} is a listener of this gateway")));
     }
     TcpStream::connect(address).await.map_err(|error| {

@@ -39,7 +39,7 @@ impl UpstreamBody {
         if self.incoming.is_end_stream()
             && let Some(lease) = self.lease.take()
         {
-            lease.release();
+            lease.release(self.idle);
         }
     }
 
@@ -61,6 +61,12 @@ impl Body for UpstreamBody {
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.moved = true;
+                if frame.is_trailers() {
+                    // Nobody looks for an end after them.
+                    if let Some(lease) = self.lease.take() {
+                        lease.release(self.idle);
+                    }
+                }
                 self.release_at_end();
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -74,7 +80,7 @@ impl Body for UpstreamBody {
             }
             Poll::Ready(None) => {
                 if let Some(lease) = self.lease.take() {
-                    lease.release();
+                    lease.release(self.idle);
                 }
                 Poll::Ready(None)
             }

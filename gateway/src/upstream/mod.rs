@@ -18,12 +18,17 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use http::HeaderValue;
+use tokio::sync::Semaphore;
 
 use crate::{
     config::{UpstreamConfig, Url, parse_url},
     telemetry::metrics::UpstreamStats,
 };
+
+/// Name lookups at a time.
+const LOOKUPS: usize = 4;
 
 /// A system behind the gateway.
 #[derive(Debug)]
@@ -41,7 +46,9 @@ pub struct Upstream {
     /// The connections of one worker.
     pub connections: Connections,
     /// Our own listeners: no name may resolve to them.
-    pub prohibited: Vec<SocketAddr>,
+    pub prohibited: Arc<ArcSwap<Vec<SocketAddr>>>,
+    /// Places for name lookups.
+    pub lookups: Arc<Semaphore>,
     /// What is counted of it.
     pub stats: Arc<UpstreamStats>,
 }
@@ -66,7 +73,8 @@ impl Upstream {
         config: &UpstreamConfig,
         folder: &Path,
         workers: usize,
-        prohibited: Vec<SocketAddr>,
+        stats: Arc<UpstreamStats>,
+        prohibited: Arc<ArcSwap<Vec<SocketAddr>>>,
     ) -> Result<Self, String> {
         let url = parse_url(&config.url)?;
         let tls = if url.tls {
@@ -87,7 +95,8 @@ impl Upstream {
                 connect_timeout: config.connections.connect_timeout.0,
             },
             prohibited,
-            stats: Arc::default(),
+            lookups: Arc::new(Semaphore::new(LOOKUPS)),
+            stats,
             url,
         })
     }

@@ -10,6 +10,7 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use http::{Method, Request, Response};
@@ -20,6 +21,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
     time::Instant,
 };
 
@@ -27,10 +29,16 @@ use super::{
     Upstream, connect,
     upload::{RequestBody, Upload},
 };
-use crate::error::{Error, Kind};
+use crate::{
+    error::{Error, Kind},
+    telemetry::metrics::UpstreamStats,
+};
 
 /// Requests that may wait for a connection, per worker and upstream.
 const WAITING: usize = 1024;
+
+/// How often a connection whose upload outlives its response is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What hyper may hold of one message, either way.
 const BUFFER: usize = 64 * 1024;
@@ -42,19 +50,30 @@ pub struct Pool {
     /// One permit a request in flight: as many as connections are allowed.
     permits: Arc<Semaphore>,
     waiting: Cell<usize>,
+    /// Whether a reload has put another in its place.
+    retired: Cell<bool>,
 }
 
+/// A connection: how to send on it, and its own task, which ends with it.
 struct Connection {
     sender: SendRequest<RequestBody>,
+    task: AbortHandle,
     born: Instant,
     idle_since: Instant,
+}
+
+impl Drop for Connection {
+    /// Dropping the sender alone lets hyper go on with what it has begun.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Pool {
     /// A pool without connections yet.
     pub fn new(upstream: Arc<Upstream>) -> Rc<Self> {
         let permits = Arc::new(Semaphore::new(upstream.connections.max.min(Semaphore::MAX_PERMITS)));
-        Rc::new(Self { upstream, idle: RefCell::default(), permits, waiting: Cell::new(0) })
+        Rc::new(Self { upstream, idle: RefCell::default(), permits, waiting: Cell::new(0), retired: Cell::new(false) })
     }
 
     /// Whose connections these are.
@@ -75,18 +94,18 @@ impl Pool {
         loop {
             let idle = if fresh { None } else { self.take_idle() };
             let reused = idle.is_some();
-            let (mut sender, born) = match idle {
-                Some(connection) => (connection.sender, connection.born),
-                None => (self.connect().await?, Instant::now()),
+            let mut connection = match idle {
+                Some(connection) => connection,
+                None => self.connect().await?,
             };
             // hyper consumes the head, so only a copy can be sent again.
             let spare = (reused && may_repeat).then(|| copy(&request, &upload));
-            let mut failed = match sender.try_send_request(request).await {
+            let mut failed = match connection.sender.try_send_request(request).await {
                 Ok(response) => {
                     if reused {
                         self.upstream.stats.reused.fetch_add(1, Relaxed);
                     }
-                    let lease = Lease { pool: self.clone(), sender, born, upload, _permit: permit };
+                    let lease = Lease { pool: self.clone(), connection, upload, _permit: permit };
                     return Ok((response, lease));
                 }
                 Err(failed) => failed,
@@ -135,7 +154,7 @@ impl Pool {
         None
     }
 
-    async fn connect(&self) -> Result<SendRequest<RequestBody>, Error> {
+    async fn connect(&self) -> Result<Connection, Error> {
         let stats = self.upstream.stats.clone();
         let made = match connect::connect(&self.upstream).await {
             Ok(io) => Builder::new()
@@ -153,13 +172,20 @@ impl Pool {
             }
         };
         stats.connected.fetch_add(1, Relaxed);
-        stats.open.fetch_add(1, Relaxed);
-        tokio::task::spawn_local(async move {
+        let open = Open::one(stats);
+        let task = tokio::task::spawn_local(async move {
+            let _open = open;
             // Its errors reach the request that they belong to; an idle connection's matter to nobody.
             let _ = connection.with_upgrades().await;
-            stats.open.fetch_sub(1, Relaxed);
         });
-        Ok(sender)
+        let now = Instant::now();
+        Ok(Connection { sender, task: task.abort_handle(), born: now, idle_since: now })
+    }
+
+    /// A reload has put another in its place: what is idle is closed, what is in use will be.
+    pub fn retire(&self) {
+        self.retired.set(true);
+        self.idle.take();
     }
 
     /// Closes what is idle for too long, too old, or closed by the other side.
@@ -188,6 +214,22 @@ impl Pool {
             detail = format!("{detail}: {cause}");
         }
         Error::upstream(kind, &self.upstream.name, sent, detail)
+    }
+}
+
+/// Counts an open connection until its task ends, however it ends.
+struct Open(Arc<UpstreamStats>);
+
+impl Open {
+    fn one(stats: Arc<UpstreamStats>) -> Self {
+        stats.open.fetch_add(1, Relaxed);
+        Self(stats)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
     }
 }
 
@@ -223,8 +265,7 @@ fn copy(request: &Request<RequestBody>, upload: &Rc<Upload>) -> Request<RequestB
 /// A connection in use. Dropped without [`Lease::release`], it is closed.
 pub struct Lease {
     pool: Rc<Pool>,
-    sender: SendRequest<RequestBody>,
-    born: Instant,
+    connection: Connection,
     upload: Rc<Upload>,
     _permit: OwnedSemaphorePermit,
 }
@@ -235,28 +276,36 @@ impl Lease {
         &self.pool.upstream
     }
 
-    /// The response is over: the connection goes back, if the request is over too.
-    pub fn release(self) {
-        if !self.upload.is_done() || self.sender.is_closed() {
+    /// The response is over: the connection goes back as soon as the request is over too.
+    ///
+    /// Until then it keeps its place; an upload that pauses for longer than `idle` loses it.
+    pub fn release(self, idle: Option<Duration>) {
+        if self.connection.sender.is_closed() {
             return;
         }
-        if self.sender.is_ready() {
+        if self.upload.is_done() && self.connection.sender.is_ready() {
             self.put_back();
             return;
         }
-        // The connection's own task has a step left; the permit stays taken until then.
         tokio::task::spawn_local(async move {
             let mut this = self;
-            let ready = tokio::time::timeout(this.pool.upstream.connections.connect_timeout, this.sender.ready()).await;
-            if matches!(ready, Ok(Ok(()))) {
-                this.put_back();
+            loop {
+                let wait = idle.unwrap_or(LOOK).saturating_sub(this.upload.quiet()).max(LOOK);
+                match tokio::time::timeout(wait, this.connection.sender.ready()).await {
+                    Ok(Ok(())) if this.upload.is_done() => return this.put_back(),
+                    Err(_) if !this.upload.is_done() && idle.is_none_or(|idle| this.upload.quiet() < idle) => {}
+                    // Closed, ended otherwise, or stuck.
+                    _ => return,
+                }
             }
         });
     }
 
     fn put_back(self) {
-        let now = Instant::now();
-        let connection = Connection { sender: self.sender, born: self.born, idle_since: now };
-        self.pool.idle.borrow_mut().push(connection);
+        let Self { pool, mut connection, .. } = self;
+        if !pool.retired.get() {
+            connection.idle_since = Instant::now();
+            pool.idle.borrow_mut().push(connection);
+        }
     }
 }

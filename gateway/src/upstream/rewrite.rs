@@ -64,6 +64,10 @@ impl View<'_> {
         let prefixed = if own || (asked && !hidden) { self.with_prefix(path) } else { None };
         if hidden && !(asked && authority.eq_ignore_ascii_case(self.host)) {
             let path = prefixed.as_deref().unwrap_or(path);
+            // An HTTP/1.0 client may not have said which host it asked: then the path alone is right.
+            if self.host.is_empty() {
+                return Some(if path.is_empty() { "/".to_owned() } else { path.to_owned() });
+            }
             return Some(format!("{}://{}{path}", self.scheme, self.host));
         }
         prefixed.map(|path| format!("{}//{authority}{path}", scheme.map(|s| format!("{s}:")).unwrap_or_default()))
@@ -137,7 +141,8 @@ mod tests {
 
     fn upstream(name: &str, url: &str) -> Upstream {
         let config = UpstreamConfig { url: url.to_owned(), ca: None, connections: ConnectionsConfig::default() };
-        Upstream::new(name, &config, std::path::Path::new(""), 1, Vec::new()).unwrap()
+        Upstream::new(name, &config, std::path::Path::new(""), 1, std::sync::Arc::default(), std::sync::Arc::default())
+            .unwrap()
     }
 
     fn check(prefix: Option<&str>, test: impl Fn(View<'_>)) {

@@ -1,7 +1,8 @@
 //! The request's body on its way to an upstream, and the time limits that hang on it.
 
 use std::{
-    cell::Cell,
+    any::Any,
+    cell::{Cell, RefCell},
     future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::Rc,
@@ -29,12 +30,18 @@ pub struct Upload {
     moved: Cell<Instant>,
     /// Whether the last look for more found none yet.
     client_paused: Cell<bool>,
+    /// Whether anybody has asked for it yet.
+    begun: Cell<bool>,
+    /// Who must not end before it does.
+    holder: RefCell<Option<Rc<dyn Any>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Streaming,
     Done,
+    /// Nobody wants the rest.
+    Dropped,
     Failed(Kind),
 }
 
@@ -63,13 +70,38 @@ impl Upload {
     pub fn failure(&self) -> Option<Kind> {
         match self.state.get() {
             State::Failed(kind) => Some(kind),
-            State::Streaming | State::Done => None,
+            State::Streaming | State::Done | State::Dropped => None,
         }
     }
 
-    fn end(&self, state: State) {
-        self.state.set(state);
+    /// Keeps something alive until the body has ended.
+    pub fn hold(&self, holder: Rc<dyn Any>) {
+        if self.state.get() == State::Streaming {
+            *self.holder.borrow_mut() = Some(holder);
+        }
+    }
+
+    fn is_streaming(&self) -> bool {
+        self.begun.get() && self.state.get() == State::Streaming
+    }
+
+    fn is_unfinished(&self) -> bool {
+        self.state.get() == State::Streaming
+    }
+
+    /// For how long it has not moved.
+    pub fn quiet(&self) -> Duration {
+        self.moved.get().elapsed()
+    }
+
+    fn step(&self, state: State) {
         self.moved.set(Instant::now());
+        self.state.set(state);
+        if state != State::Streaming {
+            let holder = self.holder.take();
+            // Last, since it may own all of this.
+            drop(holder);
+        }
     }
 }
 
@@ -89,6 +121,8 @@ impl RequestBody {
             state: Cell::new(state),
             moved: Cell::new(Instant::now()),
             client_paused: Cell::new(false),
+            begun: Cell::new(false),
+            holder: RefCell::new(None),
         });
         Self { incoming: Some(incoming), upload }
     }
@@ -104,6 +138,32 @@ impl RequestBody {
     }
 }
 
+/// What is read of a body that nobody wants, at most.
+const DISCARDED: u64 = 1024 * 1024;
+/// For how long.
+const DISCARDING: Duration = Duration::from_secs(1);
+
+impl RequestBody {
+    /// Reads on for a little while.
+    pub async fn discard(mut self, timer: Timer) {
+        let limit = self.upload.bytes() + DISCARDED;
+        self.upload.set_limit(limit);
+        let ended = async { while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut self).poll_frame(cx)).await {} };
+        tokio::select! {
+            () = ended => {}
+            () = timer.sleep(DISCARDING) => {}
+        }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if self.incoming.is_some() && self.upload.is_unfinished() {
+            self.upload.step(State::Dropped);
+        }
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = Error;
@@ -112,28 +172,31 @@ impl Body for RequestBody {
         let this = &mut *self;
         let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
         let upload = &this.upload;
+        if !upload.begun.replace(true) {
+            upload.moved.set(Instant::now());
+        }
         match Pin::new(&mut *incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = upload.bytes.get() + frame.data_ref().map_or(0, |data| data.len() as u64);
                 if bytes > upload.limit.get() {
-                    upload.end(State::Failed(Kind::BodyTooLarge));
+                    upload.step(State::Failed(Kind::BodyTooLarge));
                     return Poll::Ready(Some(Err(Error::new(Kind::BodyTooLarge))));
                 }
                 upload.bytes.set(bytes);
                 upload.client_paused.set(false);
-                // With a length the end is known without another look.
-                upload.end(if incoming.is_end_stream() { State::Done } else { State::Streaming });
+                // With a length, and after trailers, the end is known without another look, and hyper takes none.
+                let ended = frame.is_trailers() || incoming.is_end_stream();
+                upload.step(if ended { State::Done } else { State::Streaming });
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                upload.end(State::Failed(Kind::ClientAborted));
-                let mut told = Error::new(Kind::ClientAborted);
-                told.detail = error.to_string();
-                Poll::Ready(Some(Err(told)))
+                upload.step(State::Failed(Kind::ClientAborted));
+                let detail = error.to_string();
+                Poll::Ready(Some(Err(Error { detail, ..Error::new(Kind::ClientAborted) })))
             }
             Poll::Ready(None) => {
-                if upload.state.get() == State::Streaming {
-                    upload.end(State::Done);
+                if upload.is_unfinished() {
+                    upload.step(State::Done);
                 }
                 Poll::Ready(None)
             }
@@ -173,24 +236,11 @@ pub async fn within<T>(
             return Poll::Ready(result);
         }
         loop {
-            let streaming = upload.state.get() == State::Streaming;
-            let (from, wait) = match (streaming, limit, idle) {
-                (false, Some(limit), _) => (upload.moved.get().max(start), limit),
-                (true, limit, Some(idle)) => {
-                    if upload.moved.get().elapsed() >= idle {
-                        let kind = if upload.client_paused.get() { Kind::ClientStalled } else { Kind::WriteTimeout };
-                        return Poll::Ready(Err(Error::new(kind)));
-                    }
-                    // Looks again no later than the limit: the upload may have ended meanwhile.
-                    (Instant::now(), limit.map_or(idle, |limit| limit.min(idle)))
-                }
-                (true, Some(limit), None) => (Instant::now(), limit),
-                (_, None, _) => return Poll::Pending,
+            let left = match time_left(upload, start, limit, idle) {
+                Ok(Some(left)) => left,
+                Ok(None) => return Poll::Pending,
+                Err(stalled) => return Poll::Ready(Err(Error::new(stalled.unwrap_or(expired)))),
             };
-            let left = wait.saturating_sub(from.elapsed());
-            if left.is_zero() {
-                return Poll::Ready(Err(Error::new(expired)));
-            }
             let sleeping = sleep.get_or_insert_with(|| timer.sleep(left));
             if Pin::new(&mut *sleeping).poll(cx).is_pending() {
                 return Poll::Pending;
@@ -199,4 +249,29 @@ pub async fn within<T>(
         }
     })
     .await
+}
+
+/// When to look again, if ever; an error where the time is up: with whose pause is to blame, or none for the limit itself.
+fn time_left(
+    upload: &Upload,
+    start: Instant,
+    limit: Option<Duration>,
+    idle: Option<Duration>,
+) -> Result<Option<Duration>, Option<Kind>> {
+    if upload.is_streaming() {
+        // Without a limit for pauses, the client may take its time; an upstream that does not read may not.
+        let bound = if upload.client_paused.get() { idle } else { idle.or(limit) };
+        let left = bound.map(|bound| bound.saturating_sub(upload.quiet()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(Some(if upload.client_paused.get() { Kind::ClientStalled } else { Kind::WriteTimeout }));
+        }
+        // No later than the limit: the upload may have ended meanwhile.
+        return Ok(left.into_iter().chain(limit).min());
+    }
+    let Some(limit) = limit else {
+        // Its body may yet begin, and then pause.
+        return Ok(idle.filter(|_| upload.is_unfinished()));
+    };
+    let left = limit.saturating_sub(upload.moved.get().max(start).elapsed());
+    if left.is_zero() { Err(None) } else { Ok(Some(left)) }
 }

@@ -220,6 +220,8 @@ pub struct Exchange {
     pub https: Cell<bool>,
     /// The matched form of the path, where it is not the path itself.
     pub key: OnceCell<Vec<u8>>,
+    /// The other matched form, where an allowed separator can be read as part of a segment.
+    pub literal: OnceCell<Vec<u8>>,
     /// Whether the client asks for another method than it says: then nothing may be repeated.
     pub overridden: Cell<bool>,
     /// Whether the client asks for a WebSocket, and its side of it.
@@ -274,6 +276,7 @@ impl Exchange {
             client: Cell::new(connection.peer.ip()),
             https: Cell::new(false),
             key: OnceCell::new(),
+            literal: OnceCell::new(),
             overridden: Cell::new(false),
             upgrade: RefCell::new(None),
             upload: request.body().upload().clone(),

@@ -20,7 +20,7 @@ use tokio::{sync::Notify, time::Instant};
 pub const TICK: Duration = Duration::from_millis(20);
 
 /// A deadline that nobody waits for.
-const FAR: Duration = Duration::from_secs(24 * 3600);
+const FAR: Duration = Duration::from_hours(24);
 
 /// A worker's ticker.
 #[derive(Clone)]

@@ -49,6 +49,8 @@ async fn explain_says_who_answers_and_why_the_others_lost() {
     assert_eq!((fallen["route"].as_str(), fallen["upstream"].as_str()), (Some("unrouted"), Some("legacy")));
     assert_eq!(outcome(&fallen, "orders"), "method differs: takes GET, POST");
     assert_eq!(outcome(&fallen, "old"), "path differs");
+    let star = explain(&["OPTIONS", "*"]).await;
+    assert_eq!((star["upstream"].as_str(), star["route"].as_str()), (Some("legacy"), Some("unrouted")));
     assert_eq!(explain(&["GET", "/old/x"]).await["status"], 410);
     assert_eq!(explain(&["POST", "/done"]).await["status"], 405);
     assert_eq!(explain(&["GET", "/x%2fy"]).await["status"], 400);
@@ -100,6 +102,30 @@ async fn diff_says_which_requests_go_elsewhere() {
     let (code, out, _) = diff(&FILE.replace("127.0.0.1:9001", "127.0.0.1:9002")).await;
     assert!(code == 1 && out.contains("upstream `orders`: http://127.0.0.1:9001 → http://127.0.0.1:9002"), "{out}");
     assert_eq!(diff("nonsense: 1\n").await.0, 78);
+    // What one rule takes away from another shows only where both meet.
+    let base = "upstreams:\n  legacy: {url: \"http://a\"}\n  orders: {url: \"http://b\"}\n";
+    let plain = format!("{base}routes:\n  - {{name: o, match: /orders/**, upstream: orders, stage: migrated}}\n");
+    let param = plain.replace("/orders/**", "\"/{x}/b\"");
+    let cased = plain.replace("/orders/**", "/Orders/**");
+    let more = |text: &str, route: &str| format!("{text}  - {{name: n, {route}, stage: legacy}}\n");
+    for (old, new, told) in [
+        (
+            &plain,
+            more(&plain, "match: {path: /**, hosts: [shop.example.com]}"),
+            "GET shop.example.com/orders/**: orders → legacy",
+        ),
+        (&param, more(&param, "match: /a/**"), "GET /a/b: orders → legacy"),
+        (&plain, more(&plain, "match: {path: /orders/**, headers: {x-old: \"1\"}}"), "with x-old: 1: orders → legacy"),
+        (&plain, format!("case_insensitive: true\n{plain}"), "paths that are spelled unusually"),
+    ] {
+        let (old, new) = (file(&folder, "a.yaml", old), file(&folder, "b.yaml", &new));
+        let (code, out, err) = run(&["diff", &old, &new]).await;
+        assert!(code == 1 && out.contains(told), "{told}: {out}{err}");
+    }
+    let folded = file(&folder, "b.yaml", &format!("case_insensitive: true\n{cased}"));
+    let (_, out, _) = run(&["diff", &file(&folder, "a.yaml", &cased), &folded]).await;
+    assert!(out.contains("GET /orders/**: legacy → orders"), "{out}");
+    assert!(!out.contains("/Orders") && !out.contains("orders → legacy"), "what stays is not told: {out}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

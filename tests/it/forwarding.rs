@@ -54,7 +54,7 @@ async fn a_trusted_proxy_is_believed_and_extended() {
     let (legacy, gateway) = alone("trusted_proxies: [127.0.0.0/8, 10.0.0.0/8]\n").await;
     let said = [
         ("x-forwarded-for", "198.51.100.7, 203.0.113.9, 10.1.1.1"),
-        ("x-forwarded-proto", "https"),
+        ("x-forwarded-proto", "https, http"),
         ("x-forwarded-host", "www.example.com"),
         ("forwarded", "for=9.9.9.9"),
         ("x_forwarded_for", "6.6.6.6"),
@@ -136,7 +136,9 @@ async fn targets_in_every_form_reach_the_origin_in_one() {
         "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: a b\r\n\r\n",
         "GET http://user@a/ HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a:80:80\r\n\r\n",
         "CONNECT a:80 HTTP/1.1\r\nhost: a\r\n\r\n",
+        "CONNECT /path HTTP/1.1\r\nhost: a\r\n\r\n",
     ] {
         let got = raw(gateway.address, request.as_bytes(), |got| got.contains("\r\n\r\n")).await;
         assert!(got.starts_with("HTTP/1.1 400"), "{request:?}: {got}");

@@ -100,15 +100,22 @@ async fn the_reference_is_made_from_the_schema() {
 async fn a_secret_is_never_shown() {
     let folder = tests::folder();
     let path = folder.path().join("routes.yaml");
-    std::fs::write(&path, "admin: {listen: \"0.0.0.0:9901\", token: \"${TOKEN} \"}\nlisten: \"${TOKEN}\"\nupstreams:\n  legacy: {url: \"${TOKEN}\"}\ndrain: {limit: \"${TOKEN}\"}\n").unwrap();
-    let output = std::process::Command::new(tests::gateway::executable())
-        .arg("check")
-        .arg(&path)
-        .env("TOKEN", "t0psecret")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(78), "{text}");
-    assert!(!text.contains("t0psecret"), "{text}");
-    assert!(text.contains("${TOKEN}"), "{text}");
+    // One bad value a file, so that each error is really told.
+    for (bad, secret) in [
+        ("listen: \"${TOKEN}\"", "t0psecret"),
+        ("admin: {listen: \"0.0.0.0:9901\", token: \"${TOKEN} \"}", "t0psecret"),
+        ("trusted_proxies: \"${TOKEN}\"", "t0p\"secret"),
+        ("trusted_proxies: [\"${TOKEN}\"]", "t0psecret"),
+        ("drain: {limit: \"${TOKEN}\"}", "t0psecret"),
+        ("routes: [{match: \"${TOKEN}\"}]", "t0psecret"),
+        ("routes: [{match: /a, upstream: \"${TOKEN}\", stage: migrated}]", "t0psecret"),
+        ("routes: [{match: /a, headers: {request: {set: {x-key: \"${TOKEN}\"}}}}]", "t0p\nsecret"),
+    ] {
+        std::fs::write(&path, format!("upstreams: {{legacy: {{url: \"http://a\"}}}}\n{bad}\n")).unwrap();
+        let mut command = std::process::Command::new(tests::gateway::executable());
+        let output = command.arg("check").arg(&path).env("TOKEN", secret).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(78), "{bad}: {text}");
+        assert!(!text.contains("t0p") && text.contains("${TOKEN}"), "{text}");
+    }
 }

@@ -136,3 +136,30 @@ async fn hosts_methods_fields_and_queries_choose() {
     assert_eq!(by("GET", "/a/1", &[("host", "x.y.example.com")]).await, "wild");
     assert_eq!(by("GET", "/b", &[("host", "example.com")]).await, "legacy");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_allowed_separator_slips_past_neither_reading() {
+    let (legacy, service) = (Origin::named("legacy").await, Origin::named("service").await);
+    let routes = "allow_in_paths: [encoded_slash]
+routes:
+  - {name: file, match: \"/files/{id}\", stage: gone}
+  - {name: admin, match: /admin/**, stage: gone}
+  - {name: package, match: \"/packages/{name}\", upstream: service, stage: migrated}
+";
+    let gateway = Gateway::start(&yaml(&[("legacy", legacy.url()), ("service", service.url())], routes)).await;
+    for (target, status) in [
+        ("/files/a%2fb", 410),
+        ("/files%2fa", 410),
+        ("/x%2f..%2fadmin/users", 400),
+        ("/admin%2fusers", 410),
+        ("/packages/@scope%2fname", 200),
+        ("/other%2fx", 200),
+    ] {
+        let answer = tests::send(gateway.address, "GET", target, &[], "").await;
+        assert_eq!(answer.status, status, "{target}");
+    }
+    assert_eq!(
+        (service.last().line(), legacy.last().line()),
+        ("GET /packages/@scope%2fname HTTP/1.1", "GET /other%2fx HTTP/1.1")
+    );
+}

@@ -98,6 +98,29 @@ impl Origin {
         Self::start(move |_| Reply::new("200 OK", &[("x-served-by", name)], name)).await
     }
 
+    /// An origin that answers each connection before it has read more than a head. Its address, and how many
+    /// connections are open.
+    pub async fn start_early(answer: &'static [u8]) -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let open = Arc::new(AtomicUsize::new(0));
+        let counted = open.clone();
+        tokio::spawn(async move {
+            while let Ok((mut tcp, _)) = listener.accept().await {
+                counted.fetch_add(1, SeqCst);
+                let counted = counted.clone();
+                tokio::spawn(async move {
+                    let mut chunk = [0; 4096];
+                    let _ = tcp.read(&mut chunk).await;
+                    let _ = tcp.write_all(answer).await;
+                    while let Ok(1..) = tcp.read(&mut chunk).await {}
+                    counted.fetch_sub(1, SeqCst);
+                });
+            }
+        });
+        (address, open)
+    }
+
     /// An origin behind TLS, where there is a configuration.
     pub async fn start_with(
         tls: Option<Arc<rustls::ServerConfig>>,

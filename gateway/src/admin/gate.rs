@@ -102,6 +102,8 @@ mod tests {
         assert_eq!(get(&[("host", "localhost:9901"), ("origin", "http://evil.example")]), 403);
         assert_eq!(get(&[("host", "localhost:9901"), ("origin", "null")]), 403);
         assert_eq!(get(&[("host", "localhost:9901"), ("sec-fetch-site", "cross-site")]), 403);
+        let (parts, ()) = http::Request::get("/").header("host", "192.0.2.1:9901").body(()).unwrap().into_parts();
+        assert!(check(&parts, None, false).is_err() && check(&parts, None, true).is_ok());
         assert_eq!(status(Method::POST, None, &[("host", "localhost")]), 403);
         assert_eq!(status(Method::POST, None, &[("host", "localhost"), ("x-gateway-admin", "1")]), 200);
     }

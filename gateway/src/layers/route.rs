@@ -63,13 +63,17 @@ fn find(request: &Request) -> Option<Result<Response, Error>> {
         query: http.uri().query().unwrap_or_default(),
     };
     // `OPTIONS *` asks the server as a whole: the monolith's to answer.
-    let found = if path == b"*" { Found::Nothing } else { snapshot.table.find(&head).found };
+    let found = match context.literal.get() {
+        _ if path == b"*" => Found::Nothing,
+        None => snapshot.table.find(&head).found,
+        Some(literal) => snapshot.table.find_either(&Head { key: literal, ..head }, &head),
+    };
     let index = match found {
         Found::Rule(index) => index,
         Found::Nothing => snapshot.unrouted(),
         Found::Refused(index) => {
             context.route.set(index);
-            return Some(Err(refused(context.route(), snapshot.table.allowed(index))));
+            return Some(Err(refused(context.route(), &snapshot.table.allowed(index))));
         }
     };
     context.route.set(index);
@@ -85,7 +89,7 @@ fn find(request: &Request) -> Option<Result<Response, Error>> {
     None
 }
 
-fn refused(route: &Route, methods: Vec<&str>) -> Error {
+fn refused(route: &Route, methods: &[&str]) -> Error {
     let detail = format!(
         "route `{}` is {} and takes only requests that match it whole; see its `match:`",
         route.name,

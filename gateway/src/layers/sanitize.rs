@@ -88,10 +88,13 @@ fn sanitize(request: &mut Request) -> Result<(), Kind> {
         // The server as a whole: the monolith's to answer.
         *http.uri_mut() = Uri::from_static("*");
     } else {
-        let (forward, key) = {
+        let (forward, key, literal) = {
             let read = path::read(http.uri().path(), snapshot.paths).map_err(Kind::Path)?;
-            (owned(read.forward), owned(read.key))
+            (owned(read.forward), owned(read.key), read.literal)
         };
+        if let Some(literal) = literal {
+            let _ = context.literal.set(literal);
+        }
         if let Some(key) = key {
             let _ = context.key.set(key);
         }

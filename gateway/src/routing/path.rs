@@ -70,7 +70,12 @@ pub struct ReadPath<'a> {
     pub forward: Cow<'a, str>,
     /// What rules are matched against: segments joined by `/`, without a leading one. Empty for the root.
     pub key: Cow<'a, [u8]>,
+    /// The same where an allowed separator is part of a segment, as some upstreams read it; nothing where there is none.
+    pub literal: Option<Vec<u8>>,
 }
+
+/// Stands for a separator inside a segment: no pattern has it.
+const INNER: u8 = 0;
 
 /// Reads the path of a request target (without its query).
 pub fn read(path: &str, policy: PathPolicy) -> Result<ReadPath<'_>, Oddity> {
@@ -79,15 +84,23 @@ pub fn read(path: &str, policy: PathPolicy) -> Result<ReadPath<'_>, Oddity> {
         return Err(Oddity::NoPath);
     }
     if is_plain(bytes, policy.case_insensitive) {
-        return Ok(ReadPath { forward: Cow::Borrowed(path), key: Cow::Borrowed(&bytes[1..]) });
+        return Ok(ReadPath { forward: Cow::Borrowed(path), key: Cow::Borrowed(&bytes[1..]), literal: None });
     }
     let forward = remove_dot_segments(&decode_unreserved(path, policy)?);
     let mut key = Vec::with_capacity(forward.len());
+    let mut literal = Vec::new();
+    let mut split = false;
     for segment in forward.split('/') {
-        push_segment(&mut key, segment, policy)?;
+        split |= push_segment(&mut key, segment, policy)?;
     }
+    for segment in forward.split('/').filter(|_| split) {
+        let joined: Vec<u8> =
+            decode(segment).iter().map(|byte| if is_separator(byte) { INNER } else { *byte }).collect();
+        push_name(&mut literal, joined.split(|&byte| byte == b';').next().unwrap_or_default(), policy);
+    }
+    let literal = split.then_some(literal);
     let forward = if forward == path { Cow::Borrowed(path) } else { Cow::Owned(forward) };
-    Ok(ReadPath { forward, key: Cow::Owned(key) })
+    Ok(ReadPath { forward, key: Cow::Owned(key), literal })
 }
 
 /// Whether a path is its own matched form: the usual case, one pass and no copy.
@@ -178,12 +191,16 @@ fn remove_dot_segments(path: &str) -> String {
     path
 }
 
-/// Appends one segment of the forwarded path in its matched form.
-fn push_segment(key: &mut Vec<u8>, segment: &str, policy: PathPolicy) -> Result<(), Oddity> {
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as `split` and `any` want it")]
+fn is_separator(byte: &u8) -> bool {
+    matches!(byte, b'/' | b'\\')
+}
+
+/// Appends one segment of the forwarded path in its matched form; says whether a separator inside it made several of it.
+fn push_segment(key: &mut Vec<u8>, segment: &str, policy: PathPolicy) -> Result<bool, Oddity> {
     let decoded = decode(segment);
-    let is_separator = |byte: &u8| matches!(byte, b'/' | b'\\');
-    let splits = decoded.iter().any(&is_separator);
-    for part in decoded.split(|byte| is_separator(byte)) {
+    let splits = decoded.iter().any(is_separator);
+    for part in decoded.split(is_separator) {
         let name = part.split(|&byte| byte == b';').next().unwrap_or(part);
         match name {
             b"" => {}
@@ -198,15 +215,20 @@ fn push_segment(key: &mut Vec<u8>, segment: &str, policy: PathPolicy) -> Result<
                     key.truncate(end);
                 }
             }
-            _ => {
-                if !key.is_empty() {
-                    key.push(b'/');
-                }
-                if policy.case_insensitive { push_folded(key, name) } else { key.extend_from_slice(name) }
-            }
+            _ => push_name(key, name, policy),
         }
     }
-    Ok(())
+    Ok(splits)
+}
+
+fn push_name(key: &mut Vec<u8>, name: &[u8], policy: PathPolicy) {
+    if name.is_empty() {
+        return;
+    }
+    if !key.is_empty() {
+        key.push(b'/');
+    }
+    if policy.case_insensitive { push_folded(key, name) } else { key.extend_from_slice(name) }
 }
 
 fn push_folded(key: &mut Vec<u8>, name: &[u8]) {
@@ -381,6 +403,8 @@ mod tests {
         assert_eq!(read("/x%2%66admin").as_deref(), Ok("x%2fadmin"));
         let forged = super::read("/x%2%66admin%0%30", policy).unwrap();
         assert_eq!(forged.forward, "/x%252fadmin%2500", "no new escape is made");
+        let literal = |path| super::read(path, policy).unwrap().literal.map(|key| key.split(|b| *b == b'/').count());
+        assert_eq!((literal("/files/a%2fb"), literal("/files/ab")), (Some(2), None));
         assert_eq!(read("/x/..%2fadmin"), Err(Oddity::EncodedSlash));
         assert_eq!(read("/x/%2e%2e%2fadmin"), Err(Oddity::EncodedSlash));
     }

@@ -134,6 +134,17 @@ impl Table {
         Match { found, guards }
     }
 
+    /// Finds the rule of a path that upstreams read in two ways: a terminal one in either way, else that of the first way.
+    pub fn find_either(&self, first: &Head<'_>, second: &Head<'_>) -> Found {
+        let is_terminal = |found: &Found| match *found {
+            Found::Refused(_) => true,
+            Found::Rule(index) => self.rules[index].terminal,
+            Found::Nothing => false,
+        };
+        let found = [self.find(first).found, self.find(second).found];
+        found.into_iter().find(is_terminal).unwrap_or(found[0])
+    }
+
     /// The methods that terminal rules of the same paths as this one take. A rule for every method refuses by its
     /// fields: then the usual methods stand for all.
     pub fn allowed(&self, refusing: RuleIndex) -> Vec<&str> {

@@ -54,9 +54,13 @@ impl Difference {
 
 /// Compares two files, compiled.
 pub fn diff(old: &Snapshot, new: &Snapshot) -> Difference {
-    let rules: Vec<(&Rule, &str)> = [old, new]
+    let rules: Vec<(&Rule, Option<&str>)> = [old, new]
         .into_iter()
-        .flat_map(|side| side.table.rules().iter().zip(side.routes.iter().map(|route| &*route.path)))
+        .flat_map(|side| {
+            // As it is written, unless the file takes it for more than that.
+            let routes = side.routes.iter().map(|route| (!side.paths.case_insensitive).then_some(&*route.path));
+            side.table.rules().iter().zip(routes)
+        })
         .collect();
     let mut moves = BTreeSet::new();
     let mut try_on = |probe: Probe| {
@@ -66,9 +70,9 @@ pub fn diff(old: &Snapshot, new: &Snapshot) -> Difference {
         }
     };
     for (n, (rule, path)) in rules.iter().enumerate() {
-        probes(rule, rule, path).into_iter().for_each(&mut try_on);
+        probes(rule, rule, *path).into_iter().for_each(&mut try_on);
         for other in meeting(rule, n, &rules) {
-            probes(rule, rules[other].0, path).into_iter().for_each(&mut try_on);
+            probes(rule, rules[other].0, *path).into_iter().for_each(&mut try_on);
         }
     }
     let url = |snapshot: &Snapshot, name: &str| {
@@ -93,7 +97,7 @@ pub fn diff(old: &Snapshot, new: &Snapshot) -> Difference {
 }
 
 /// Rules that share requests with this one. With thousands of rules only those whose first segment can be the same are looked at.
-fn meeting<'r>(rule: &'r Rule, n: usize, rules: &'r [(&Rule, &str)]) -> impl Iterator<Item = usize> + 'r {
+fn meeting<'r>(rule: &'r Rule, n: usize, rules: &'r [(&Rule, Option<&str>)]) -> impl Iterator<Item = usize> + 'r {
     rules
         .iter()
         .enumerate()
@@ -145,7 +149,7 @@ struct Probe {
 const OTHER: &str = "other-0f3a";
 
 /// Requests that `rule` takes, with the hosts, methods and fields of `other` added where both can hold.
-fn probes(rule: &Rule, other: &Rule, path: &str) -> Vec<Probe> {
+fn probes(rule: &Rule, other: &Rule, written: Option<&str>) -> Vec<Probe> {
     let Some(parts) = meet(rule.pattern.parts(), other.pattern.parts()) else { return Vec::new() };
     let mut methods: Vec<Method> = rule.predicates.methods.iter().chain(&other.predicates.methods).cloned().collect();
     if rule.predicates.methods.is_empty() {
@@ -161,7 +165,7 @@ fn probes(rule: &Rule, other: &Rule, path: &str) -> Vec<Probe> {
         for method in &methods {
             for of in fields.iter().take(if std::ptr::eq(rule, other) { 2 } else { 4 }) {
                 for (tail, shown) in paths(&parts) {
-                    let shown = if std::ptr::eq(rule, other) { path.to_owned() } else { shown };
+                    let shown = written.filter(|_| std::ptr::eq(rule, other)).map_or(shown, str::to_owned);
                     probes.push(probe(&shown, host, method, of, tail));
                 }
             }

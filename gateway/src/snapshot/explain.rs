@@ -186,7 +186,7 @@ fn forward(headers: &mut HeaderMap, url: &Uri, client: IpAddr, trusted: bool) {
     for name in stripped {
         headers.remove(name);
     }
-    let host = url.authority().map(|authority| authority.to_string());
+    let host = url.authority().map(ToString::to_string);
     let said = [
         (fields::X_FORWARDED_FOR, Some(client.to_string())),
         (fields::X_FORWARDED_PROTO, Some("http".to_owned())),

@@ -112,3 +112,33 @@ impl Shop {
         json!({"id": id, "text": format!("Your {} has been sent", self.pick(10, id, &THINGS))})
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_seed_makes_the_same_shop() {
+        let (a, b, other) = (Shop::new(1), Shop::new(1), Shop::new(2));
+        let all = |shop: &Shop| {
+            (1..=SEEDED)
+                .map(|id| [shop.user(id), shop.product(id), shop.order(id), shop.payment(id)])
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(all(&a), all(&b));
+        assert_ne!(all(&a), all(&other));
+        assert_eq!((a.user(0), a.order(SEEDED + 1)), (None, None));
+    }
+
+    #[test]
+    fn orders_are_placed_changed_and_deleted() {
+        let mut shop = Shop::new(1);
+        let placed = shop.place(7, 2);
+        let id = placed["id"].as_u64().unwrap();
+        assert_eq!(shop.order(id), Some(placed));
+        assert_eq!(shop.change(id, Some("paid")).unwrap()["status"], "paid");
+        assert_eq!(shop.order(id).unwrap()["status"], "paid");
+        shop.change(id, None);
+        assert_eq!(shop.order(id), None);
+    }
+}

@@ -162,3 +162,33 @@ async fn the_demo_shows_what_it_says() {
     assert_eq!(code, 0, "{out}{err}");
     assert!(out.contains("100 flips took effect") && !out.contains('✗'), "{out}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stub_plays_its_part_with_its_defects() {
+    use legacy_stub::{Defect, Options, Part};
+    let play = async |part: Part, defects: &[(&str, Defect)]| {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let defect = defects.iter().map(|(name, defect)| ((*name).to_owned(), *defect)).collect();
+        let options = Options { listen: address, play: part, defect, seed: 1, follow_stdin: false };
+        tokio::spawn(async move { legacy_stub::serve(listener, &options).await });
+        address
+    };
+    let monolith = play(Part::Monolith, &[]).await;
+    let service = play(Part::Orders, &[]).await;
+    let broken = play(Part::Orders, &[("orders", Defect::Number)]).await;
+    let down = play(Part::Monolith, &[("users", Defect::Error)]).await;
+    let get = |address, path| tests::get(address, path);
+    let (truth, same, wrong) =
+        (get(monolith, "/api/orders/3").await, get(service, "/orders/3").await, get(broken, "/orders/3").await);
+    assert_eq!(truth.json(), same.json());
+    assert_ne!(truth.json(), wrong.json());
+    assert_eq!((truth.field("x-served-by"), same.field("x-served-by")), ("monolith", "orders"));
+    assert_eq!(get(service, "/users/1").await.status, 404);
+    assert_eq!((get(down, "/api/users/1").await.status, get(down, "/api/orders/1").await.status), (500, 200));
+    let login = tests::send(monolith, "POST", "/login?user=7", &[], "").await;
+    assert_eq!(login.field("location"), format!("http://{monolith}/account"));
+    let cookie = login.field("set-cookie").split(';').next().unwrap().to_owned();
+    assert!(tests::send(monolith, "GET", "/account", &[("cookie", &cookie)], "").await.text().contains("Hello"));
+    assert_eq!(get(monolith, "/account").await.status, 302);
+}

@@ -51,8 +51,27 @@ impl Rule {
 /// An index into the rules of a table.
 pub type RuleIndex = usize;
 
-/// Rules that share host and pattern, best first.
-type Group = Vec<RuleIndex>;
+/// A rule in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    rule: u32,
+    /// Whether the path alone decides. Then the rule itself, which may lie anywhere in memory, need not be looked at.
+    plain: bool,
+}
+
+impl Entry {
+    /// Which rule.
+    pub fn rule(self) -> RuleIndex {
+        self.rule as usize
+    }
+}
+
+/// Rules that share host and pattern, best first: a stretch of their trie's entries.
+#[derive(Clone, Copy, Debug, Default)]
+struct Group {
+    start: u32,
+    len: u32,
+}
 
 /// What a request matches.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,7 +79,7 @@ pub struct Match<'t> {
     /// Which rule answers.
     pub found: Found,
     /// The rules of the best path match when their predicates failed: what guards them guards the request wherever it falls.
-    pub guards: &'t [RuleIndex],
+    pub guards: &'t [Entry],
 }
 
 /// Which rule answers.
@@ -86,26 +105,23 @@ pub struct Table {
 impl Table {
     /// Compiles rules; their indices stay what they were.
     pub fn new(rules: Vec<Rule>) -> Self {
-        let mut table = Self::default();
+        let mut exact: HashMap<Box<[u8]>, Builder> = HashMap::new();
+        let mut below: HashMap<Box<[u8]>, Builder> = HashMap::new();
+        let mut any = Builder::default();
         for (index, rule) in rules.iter().enumerate() {
             for host in rule.host_patterns() {
                 let trie = match host {
-                    HostPattern::Exact(name) => table.exact.entry(name.clone()).or_default(),
-                    HostPattern::Below(suffix) => table.below.entry(suffix.clone()).or_default(),
-                    HostPattern::Any => &mut table.any,
+                    HostPattern::Exact(name) => exact.entry(name.clone()).or_default(),
+                    HostPattern::Below(suffix) => below.entry(suffix.clone()).or_default(),
+                    HostPattern::Any => &mut any,
                 };
                 trie.insert(rule.pattern.parts(), index);
             }
         }
-        let rank = |&index: &RuleIndex| rules[index].predicates.rank(rules[index].priority);
-        for trie in table.exact.values_mut().chain(table.below.values_mut()).chain([&mut table.any]) {
-            for node in &mut trie.nodes {
-                node.exact.sort_by_key(rank);
-                node.rest.sort_by_key(rank);
-            }
-        }
-        table.rules = rules;
-        table
+        let finish = |tries: HashMap<Box<[u8]>, Builder>| {
+            tries.into_iter().map(|(host, trie)| (host, trie.finish(&rules))).collect()
+        };
+        Self { exact: finish(exact), below: finish(below), any: any.finish(&rules), rules }
     }
 
     /// The rules, in their order.
@@ -115,18 +131,18 @@ impl Table {
 
     /// Finds the most specific rule that holds.
     pub fn find(&self, head: &Head<'_>) -> Match<'_> {
-        let mut guards: &[RuleIndex] = &[];
+        let mut guards: &[Entry] = &[];
         let found = self.walk(head, &mut |group| {
-            for &index in group {
-                if self.rules[index].predicates.check(head).is_ok() {
-                    return ControlFlow::Break(Found::Rule(index));
+            for entry in group {
+                if entry.plain || self.rules[entry.rule()].predicates.check(head).is_ok() {
+                    return ControlFlow::Break(Found::Rule(entry.rule()));
                 }
             }
             if guards.is_empty() {
                 guards = group;
             }
-            match group.iter().find(|&&index| self.rules[index].terminal) {
-                Some(&terminal) => ControlFlow::Break(Found::Refused(terminal)),
+            match group.iter().find(|entry| self.rules[entry.rule()].terminal) {
+                Some(terminal) => ControlFlow::Break(Found::Refused(terminal.rule())),
                 None => ControlFlow::Continue(()),
             }
         });
@@ -162,11 +178,7 @@ impl Table {
     }
 
     /// Visits the groups of rules whose host and path match, from the most to the least specific.
-    fn walk<'t, B>(
-        &'t self,
-        head: &Head<'_>,
-        visit: &mut impl FnMut(&'t [RuleIndex]) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
+    fn walk<'t, B>(&'t self, head: &Head<'_>, visit: &mut impl FnMut(&'t [Entry]) -> ControlFlow<B>) -> ControlFlow<B> {
         if !self.exact.is_empty() || !self.below.is_empty() {
             let host = normalise_host(head.host);
             if let Some(trie) = self.exact.get(&*host) {
@@ -189,7 +201,7 @@ impl Table {
         let mut told = Vec::new();
         let mut decided = None;
         let _ = self.walk(head, &mut |group| {
-            for &index in group {
+            for index in group.iter().map(|entry| entry.rule()) {
                 if told.iter().any(|(known, _)| *known == index) {
                     continue;
                 }
@@ -204,7 +216,7 @@ impl Table {
                 told.push((index, outcome));
             }
             if decided.is_none()
-                && let Some(&terminal) = group.iter().find(|&&index| self.rules[index].terminal)
+                && let Some(terminal) = group.iter().map(|entry| entry.rule()).find(|index| self.rules[*index].terminal)
             {
                 decided = Some(terminal);
                 for (index, outcome) in &mut told {
@@ -252,70 +264,116 @@ pub fn normalise_host(host: &[u8]) -> Vec<u8> {
     name.strip_suffix(b".").unwrap_or(name).to_ascii_lowercase()
 }
 
+/// A trie while rules are added to it: each node with its rules for the exact path and for all below.
 #[derive(Debug)]
+struct Builder {
+    nodes: Vec<Node>,
+    groups: Vec<[Vec<RuleIndex>; 2]>,
+}
+
+/// A trie, laid out so that a lookup touches little memory. Without rules it has not even a root.
+#[derive(Debug, Default)]
 struct Trie {
     nodes: Vec<Node>,
+    entries: Vec<Entry>,
 }
 
 #[derive(Debug, Default)]
 struct Node {
-    literals: HashMap<Box<[u8]>, usize>,
-    param: Option<usize>,
+    /// Boxed, since most nodes are leaves: thousands of them lie closer together so.
+    literals: Option<Box<HashMap<Box<[u8]>, u32>>>,
+    param: Option<u32>,
     exact: Group,
     rest: Group,
 }
 
-impl Default for Trie {
+impl Default for Builder {
     fn default() -> Self {
-        Self { nodes: vec![Node::default()] }
+        Self { nodes: vec![Node::default()], groups: vec![<[Vec<RuleIndex>; 2]>::default()] }
+    }
+}
+
+/// An index as it is kept: no file has four thousand million routes.
+fn narrow(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+impl Builder {
+    fn insert(&mut self, parts: &[Part], rule: RuleIndex) {
+        let mut at = 0;
+        for part in parts {
+            let fresh = narrow(self.nodes.len());
+            let node = &mut self.nodes[at];
+            let next = match part {
+                Part::Literal(literal) => {
+                    *node.literals.get_or_insert_default().entry(literal.clone()).or_insert(fresh)
+                }
+                Part::Param => *node.param.get_or_insert(fresh),
+                Part::Rest => return self.groups[at][1].push(rule),
+            };
+            if next == fresh {
+                self.nodes.push(Node::default());
+                self.groups.push(<[Vec<RuleIndex>; 2]>::default());
+            }
+            at = next as usize;
+        }
+        self.groups[at][0].push(rule);
+    }
+
+    /// Puts each group's best rule first, and all groups side by side.
+    fn finish(self, rules: &[Rule]) -> Trie {
+        let mut trie = Trie { nodes: self.nodes, entries: Vec::new() };
+        for (node, groups) in trie.nodes.iter_mut().zip(self.groups) {
+            let [exact, rest] = groups.map(|mut group| {
+                group.sort_by_key(|&index| rules[index].predicates.rank(rules[index].priority));
+                let start = narrow(trie.entries.len());
+                trie.entries.extend(group.iter().map(|&index| Entry {
+                    rule: narrow(index),
+                    plain: rules[index].predicates == Predicates::default(),
+                }));
+                Group { start, len: narrow(group.len()) }
+            });
+            (node.exact, node.rest) = (exact, rest);
+        }
+        trie
     }
 }
 
 impl Trie {
-    fn insert(&mut self, parts: &[Part], rule: RuleIndex) {
-        let mut at = 0;
-        for part in parts {
-            let fresh = self.nodes.len();
-            let node = &mut self.nodes[at];
-            at = match part {
-                Part::Literal(literal) => *node.literals.entry(literal.clone()).or_insert(fresh),
-                Part::Param => *node.param.get_or_insert(fresh),
-                Part::Rest => return node.rest.push(rule),
-            };
-            if at == fresh {
-                self.nodes.push(Node::default());
-            }
-        }
-        self.nodes[at].exact.push(rule);
+    fn group(&self, group: Group) -> &[Entry] {
+        &self.entries[group.start as usize..(group.start + group.len) as usize]
     }
 
-    fn walk<'t, B>(&'t self, key: &[u8], visit: &mut impl FnMut(&'t [RuleIndex]) -> ControlFlow<B>) -> ControlFlow<B> {
+    fn walk<'t, B>(&'t self, key: &[u8], visit: &mut impl FnMut(&'t [Entry]) -> ControlFlow<B>) -> ControlFlow<B> {
+        if self.nodes.is_empty() {
+            return ControlFlow::Continue(());
+        }
         self.step(0, (!key.is_empty()).then_some(key), visit)
     }
 
     fn step<'t, B>(
         &'t self,
-        at: usize,
+        at: u32,
         key: Option<&[u8]>,
-        visit: &mut impl FnMut(&'t [RuleIndex]) -> ControlFlow<B>,
+        visit: &mut impl FnMut(&'t [Entry]) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        let node = &self.nodes[at];
+        let node = &self.nodes[at as usize];
         if let Some(key) = key {
             let (segment, rest) = match key.iter().position(|&byte| byte == b'/') {
                 Some(slash) => (&key[..slash], Some(&key[slash + 1..])),
                 None => (key, None),
             };
-            if let Some(&child) = node.literals.get(segment) {
+            if let Some(&child) = node.literals.as_ref().and_then(|literals| literals.get(segment)) {
                 self.step(child, rest, visit)?;
             }
             if let Some(child) = node.param {
                 self.step(child, rest, visit)?;
             }
-        } else if !node.exact.is_empty() {
-            visit(&node.exact)?;
+        } else if node.exact.len > 0 {
+            visit(self.group(node.exact))?;
         }
-        if !node.rest.is_empty() {
-            visit(&node.rest)?;
+        if node.rest.len > 0 {
+            visit(self.group(node.rest))?;
         }
         ControlFlow::Continue(())
     }
@@ -361,7 +419,8 @@ mod tests {
         gone.terminal = true;
         let table = Table::new(vec![get, rule("/a/**"), gone, rule("/**")]);
         let fallen = find(&table, &Method::POST, "a/b");
-        assert_eq!((fallen.found, fallen.guards), (Found::Rule(1), &[0][..]));
+        let guards: Vec<RuleIndex> = fallen.guards.iter().map(|entry| entry.rule()).collect();
+        assert_eq!((fallen.found, guards), (Found::Rule(1), vec![0]));
         assert_eq!(find(&table, &Method::POST, "gone/x").found, Found::Refused(2));
         assert_eq!(find(&table, &Method::GET, "gone/x").found, Found::Rule(2));
     }

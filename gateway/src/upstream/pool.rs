@@ -198,11 +198,6 @@ impl Pool {
         });
     }
 
-    /// Idle connections.
-    pub fn idle(&self) -> usize {
-        self.idle.borrow().len()
-    }
-
     fn failure(&self, error: &hyper::Error, upload: &Upload, sent: bool) -> Error {
         // The client's side of it is told first: the upstream only saw the consequence.
         if let Some(kind) = upload.failure() {

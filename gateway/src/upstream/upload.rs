@@ -273,5 +273,7 @@ fn time_left(
         return Ok(idle.filter(|_| upload.is_unfinished()));
     };
     let left = limit.saturating_sub(upload.moved.get().max(start).elapsed());
-    if left.is_zero() { Err(None) } else { Ok(Some(left)) }
+    // A body that has yet to begin may pause before the limit is over.
+    let look = idle.filter(|_| upload.is_unfinished()).map_or(left, |idle| left.min(idle));
+    if left.is_zero() { Err(None) } else { Ok(Some(look)) }
 }

@@ -66,5 +66,61 @@ where
 
 #[cfg(test)]
 mod tests {
-    // The panic path needs a whole exchange; `tests/` drives it through the executable.
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        context::{ClientConnection, Exchange, Worker},
+        snapshot::Store,
+        telemetry::access_log::Writer,
+        upstream::upload::RequestBody,
+    };
+
+    struct Inner<F>(fn(Request) -> F);
+
+    impl<F: Future<Output = Result<Response, Error>>> Service<Request> for Inner<F> {
+        type Response = Response;
+        type Error = Error;
+        type Future = F;
+
+        always_ready!();
+
+        fn call(&mut self, request: Request) -> F {
+            (self.0)(request)
+        }
+    }
+
+    /// Asks a layer around `inner` once; the status, and how many panics were counted.
+    fn ask<F>(inner: fn(Request) -> F) -> (u16, u64)
+    where
+        F: Future<Output = Result<Response, Error>> + 'static,
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("routes.yaml");
+        std::fs::write(&file, "upstreams: {legacy: {url: \"http://127.0.0.1:9\"}}\n").unwrap();
+        let store = Arc::new(Store::open(&file, 1).unwrap());
+        let writer = Writer::start(std::io::sink()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default())
+            .unwrap();
+        let status = runtime.block_on(async {
+            let worker = Worker::new(0, store.clone(), writer.log(store.process.clone()), 1);
+            let peer = ([127, 0, 0, 1], 1).into();
+            let connection = std::rc::Rc::new(ClientConnection::new(peer, http::HeaderValue::from_static("127.0.0.1")));
+            let http = http::Request::new(RequestBody::empty());
+            let context = Exchange::begin(&worker, &connection, &http);
+            let response = Recover::new(Inner(inner)).call(Request { http, context }).await;
+            response.map_or(0, |response| response.status().as_u16())
+        });
+        (status, store.process.panics.load(Relaxed))
+    }
+
+    #[test]
+    fn panics_and_errors_are_answers() {
+        assert_eq!(ask(|_| async { Ok(http::Response::new(ResponseBody::Empty)) }), (200, 0));
+        assert_eq!(ask(|_| async { Err(Error::new(Kind::ConnectTimeout)) }), (504, 0));
+        assert_eq!(ask(|_| async { panic!("later") }), (500, 1));
+        assert_eq!(ask(|_| -> std::future::Ready<_> { panic!("at once") }), (500, 1));
+    }
 }

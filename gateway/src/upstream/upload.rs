@@ -46,6 +46,18 @@ enum State {
 }
 
 impl Upload {
+    fn new(state: State) -> Rc<Self> {
+        Rc::new(Self {
+            bytes: Cell::new(0),
+            limit: Cell::new(u64::MAX),
+            state: Cell::new(state),
+            moved: Cell::new(Instant::now()),
+            client_paused: Cell::new(false),
+            begun: Cell::new(false),
+            holder: RefCell::new(None),
+        })
+    }
+
     /// Bytes that went on.
     pub fn bytes(&self) -> u64 {
         self.bytes.get()
@@ -115,16 +127,13 @@ impl RequestBody {
     /// Wraps what a client sends.
     pub fn new(incoming: Incoming) -> Self {
         let state = if incoming.is_end_stream() { State::Done } else { State::Streaming };
-        let upload = Rc::new(Upload {
-            bytes: Cell::new(0),
-            limit: Cell::new(u64::MAX),
-            state: Cell::new(state),
-            moved: Cell::new(Instant::now()),
-            client_paused: Cell::new(false),
-            begun: Cell::new(false),
-            holder: RefCell::new(None),
-        });
-        Self { incoming: Some(incoming), upload }
+        Self { incoming: Some(incoming), upload: Upload::new(state) }
+    }
+
+    /// Nothing.
+    #[cfg(test)]
+    pub(crate) fn empty() -> Self {
+        Self { incoming: None, upload: Upload::new(State::Done) }
     }
 
     /// The empty body of a request whose body was empty the first time.

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use tokio::{
     runtime::{Builder, LocalOptions},
     sync::{
@@ -95,8 +95,19 @@ async fn accept(
     }
 }
 
+/// Lets nobody in any more. Between the last look and the close the kernel would still accept, and reset whom it had:
+/// a filter that drops every packet leaves them to try again, and find the listener closed.
+fn shut(listener: &TcpListener) {
+    /// `BPF_RET | BPF_K` with 0: keep nothing of the packet.
+    const DROP: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+    if let Err(error) = SockRef::from(listener).attach_filter(&[DROP]) {
+        tracing::debug!(%error, "cannot filter the listener; a client may be reset");
+    }
+}
+
 /// Takes all that the kernel has accepted. One that left meanwhile, or a moment without descriptors, ends nothing.
 fn empty(listener: &TcpListener, workers: &[Handle], stats: &Arc<ProcessStats>) {
+    shut(listener);
     let mut patience = 20;
     loop {
         match listener.accept() {

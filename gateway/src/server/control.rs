@@ -192,12 +192,12 @@ async fn drain(control: &Control, acceptor: &mpsc::Sender<Command>, phase: &watc
     let open = || process.clients.load(Relaxed) + process.tunnels.load(Relaxed);
     tracing::info!(connections = open(), delay = ?drain.delay, limit = ?drain.limit, "draining");
     tokio::time::sleep(drain.delay).await;
-    // Whoever comes until the listener is closed is served too; each response is a connection's last.
-    let _ = phase.send(Phase::Draining);
+    // The listener first: a response that asks its client to close sends it to the listener again.
     let (closed, closing) = oneshot::channel();
     if acceptor.send(Command::Close(closed)).await.is_ok() {
         let _ = closing.await;
     }
+    let _ = phase.send(Phase::Draining);
     let until = Instant::now() + drain.limit;
     while open() > 0 && Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -31,7 +31,7 @@ async fn a_bad_file_changes_nothing_and_is_told_everywhere() {
         let error = gateway.refuse(bad).await;
         assert!(error.contains(told), "{error}");
         assert_eq!(served_by(&gateway).await, "orders");
-        std::fs::write(&gateway.file, Gateway::whole(&good)).unwrap();
+        gateway.save(&good);
         until("the old text is good again", async || gateway.config().await["current"] == true).await;
     }
     gateway.log_line("the file was refused").await;

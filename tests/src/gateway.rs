@@ -162,8 +162,13 @@ impl Gateway {
 
     /// Writes the file as editors do: a new file takes the old one's name. Waits for nothing.
     pub fn save(&self, yaml: &str) {
+        self.put(&Self::whole(yaml));
+    }
+
+    /// The same for a text as it is. In place, the gateway might read it half written, and say so.
+    pub fn put(&self, text: &str) {
         let new = self.file.with_extension("new");
-        std::fs::write(&new, Self::whole(yaml)).unwrap();
+        std::fs::write(&new, text).unwrap();
         std::fs::rename(new, &self.file).unwrap();
     }
 
@@ -181,7 +186,7 @@ impl Gateway {
 
     /// Saves a bad file and waits for the refusal.
     pub async fn refuse(&self, text: &str) -> String {
-        std::fs::write(&self.file, text).unwrap();
+        self.put(text);
         let mut told = Value::Null;
         until("the file is refused", async || {
             told = self.config().await;

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::{error::Error, upstream::download::UpstreamBody};
+use crate::{error::Error, upstream::{download::UpstreamBody, tunnel::Tunnel}};
 
 /// A response's body.
 pub enum ResponseBody {
@@ -18,6 +18,8 @@ pub enum ResponseBody {
     Full(Bytes),
     /// An upstream's.
     Upstream(Box<UpstreamBody>),
+    /// None: the connection becomes a tunnel to the upstream after this head.
+    Tunnel(Box<Tunnel>),
 }
 
 impl Body for ResponseBody {
@@ -26,7 +28,7 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match &mut *self {
-            Self::Empty => Poll::Ready(None),
+            Self::Empty | Self::Tunnel(_) => Poll::Ready(None),
             Self::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
@@ -37,7 +39,7 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Empty => true,
+            Self::Empty | Self::Tunnel(_) => true,
             Self::Full(bytes) => bytes.is_empty(),
             Self::Upstream(body) => body.is_end_stream(),
         }
@@ -45,7 +47,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Empty => SizeHint::with_exact(0),
+            Self::Empty | Self::Tunnel(_) => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Upstream(body) => body.size_hint(),
         }

@@ -11,19 +11,19 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::Ordering::Relaxed,
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use http::{HeaderValue, Method, Uri, Version};
-use hyper::upgrade::OnUpgrade;
 use slab::Slab;
 use tokio::time::Instant;
 
 use crate::{
     body::ResponseBody,
     error::Kind,
+    inbound::Inbound,
     routing::cohort::Why,
     snapshot::{Route, Snapshot, Store},
     telemetry::{
@@ -47,10 +47,10 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads what is left of the body for a little while: closing under a client that still writes would reset the
-    /// connection, and the client might never see the answer.
+    /// Reads what is left of a stream's body for a little while: a client that still writes might never see the answer.
+    /// A connection of HTTP/1.1 sees to that itself.
     pub fn discard(self) {
-        if !self.http.body().upload().is_done() {
+        if self.context.inbound.is_none() && !self.http.body().upload().is_done() {
             let timer = self.context.worker.timer.clone();
             tokio::task::spawn_local(self.http.into_body().discard(timer));
         }
@@ -165,8 +165,6 @@ pub struct ClientConnection {
     pub idle: Cell<Option<Duration>>,
     /// Since when HTTP/2 streams hold a frame that their client's window has no room for.
     pub held: RefCell<Slab<Instant>>,
-    /// Whether the connection must end in a reset: nothing else tells an HTTP/1.0 client that a body broke off.
-    pub reset: Arc<AtomicBool>,
 }
 
 impl ClientConnection {
@@ -179,7 +177,6 @@ impl ClientConnection {
             active: Cell::new(Instant::now()),
             idle: Cell::new(Some(Duration::from_mins(1))),
             held: RefCell::default(),
-            reset: Arc::default(),
         }
     }
 }
@@ -224,8 +221,12 @@ pub struct Exchange {
     pub literal: OnceCell<Vec<u8>>,
     /// Whether the client asks for another method than it says: then nothing may be repeated.
     pub overridden: Cell<bool>,
-    /// Whether the client asks for a WebSocket, and its side of it.
-    pub upgrade: RefCell<Option<OnUpgrade>>,
+    /// Whether the client asks for a WebSocket.
+    pub upgrade: Cell<bool>,
+    /// The client's connection, where it is one of HTTP/1.1.
+    pub inbound: Option<Rc<Inbound>>,
+    /// Why it is refused, where its head says enough.
+    pub refused: Cell<Option<Kind>>,
     /// What is known of its body.
     pub upload: Rc<Upload>,
     /// The index of its route.
@@ -256,6 +257,7 @@ impl Exchange {
     pub fn begin(
         worker: &Rc<Worker>,
         connection: &Rc<ClientConnection>,
+        inbound: Option<&Rc<Inbound>>,
         request: &http::Request<RequestBody>,
     ) -> Context {
         let now = Instant::now();
@@ -278,7 +280,9 @@ impl Exchange {
             key: OnceCell::new(),
             literal: OnceCell::new(),
             overridden: Cell::new(false),
-            upgrade: RefCell::new(None),
+            upgrade: Cell::new(false),
+            inbound: inbound.cloned(),
+            refused: Cell::new(None),
             upload: request.body().upload().clone(),
             route: Cell::new(local.snapshot.unrouted()),
             arm: Cell::new(Arm::Gateway),

@@ -17,6 +17,16 @@ pub enum Kind {
     Path(Oddity),
     /// The request is malformed; the text says how.
     BadRequest(&'static str),
+    /// The request's target is too long.
+    UriTooLong,
+    /// The request's fields are too large or too many.
+    HeaderTooLarge,
+    /// The request's head takes too long to come.
+    HeaderTimeout,
+    /// A version of HTTP that is not spoken here.
+    Version,
+    /// The request has been here before.
+    Loop,
     /// The client paused its body for too long.
     ClientStalled,
     /// The client's body broke off.
@@ -87,6 +97,27 @@ impl Kind {
             Self::Path(_) | Self::BadRequest(_) => {
                 row(StatusCode::BAD_REQUEST, "Bad request", Some("http_request_error"))
             }
+            Self::UriTooLong => {
+                row(StatusCode::URI_TOO_LONG, "The request's target is too long", Some("http_request_error"))
+            }
+            Self::HeaderTooLarge => row(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "The request's fields are too large or too many",
+                Some("http_request_error"),
+            ),
+            Self::HeaderTimeout => {
+                row(StatusCode::REQUEST_TIMEOUT, "The request's head took too long", Some("http_request_error"))
+            }
+            Self::Version => row(
+                StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+                "Only HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here",
+                Some("http_request_error"),
+            ),
+            Self::Loop => row(
+                StatusCode::BAD_GATEWAY,
+                "The request came back to this gateway; an upstream sends it here again",
+                Some("proxy_loop_detected"),
+            ),
             Self::ClientAborted => {
                 row(StatusCode::BAD_REQUEST, "The request's body broke off", Some("http_request_error"))
             }

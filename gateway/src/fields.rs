@@ -1,6 +1,6 @@
 //! Names of header fields that the gateway treats in its own way, each list in one place.
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, header};
 
 /// Fields of one connection only (RFC 9110 §7.6.1), beside those that `Connection` names.
 pub fn is_hop_by_hop(name: &str) -> bool {
@@ -58,6 +58,31 @@ pub fn is_method_override(name: &str) -> bool {
     // `_` is `-` to many a server.
     let same = |known: &str| known.bytes().zip(name.bytes()).all(|(k, n)| k == n || (k == b'-' && n == b'_'));
     name.starts_with('x') && known.iter().any(|known| known.len() == name.len() && same(known))
+}
+
+/// Fields that mean nothing after a body, or too much: framing, routing, credentials, and what only the gateway says
+/// (RFC 9110 §6.5.1).
+pub fn is_forbidden_in_trailers(name: &HeaderName) -> bool {
+    const FORBIDDEN: [HeaderName; 17] = [
+        header::CONTENT_LENGTH,
+        header::HOST,
+        header::TRAILER,
+        header::CONTENT_ENCODING,
+        header::CONTENT_TYPE,
+        header::CONTENT_RANGE,
+        header::AUTHORIZATION,
+        header::COOKIE,
+        header::SET_COOKIE,
+        header::CACHE_CONTROL,
+        header::EXPECT,
+        header::MAX_FORWARDS,
+        header::RANGE,
+        header::LOCATION,
+        header::VARY,
+        header::VIA,
+        header::AGE,
+    ];
+    is_hop_by_hop(name.as_str()) || voice(name.as_str()).is_some() || FORBIDDEN.contains(name)
 }
 
 /// The fields that a `Connection` field names (RFC 9110 §7.6.1), but for those that no sender may name there.

@@ -7,6 +7,8 @@ pub mod config;
 pub mod context;
 pub mod error;
 pub mod fields;
+pub mod http1;
+pub mod inbound;
 pub mod layers;
 pub mod pipeline;
 pub mod routing;

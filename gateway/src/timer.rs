@@ -1,11 +1,11 @@
 //! Time limits for many waits at little cost: one coarse ticker a worker.
 //!
 //! A wait registers only when it is first pending and costs a slot in a slab; a task
-//! wakes the expired ones every tick. So a limit fires up to one tick late, never
-//! early. While nothing waits, nothing ticks.
+//! wakes the expired ones together, once a tick. So a limit fires up to a tick late,
+//! never early. While nothing is due, nothing ticks.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::Future,
     pin::Pin,
     rc::{Rc, Weak},
@@ -28,18 +28,30 @@ pub struct Timer(Rc<Inner>);
 
 struct Inner {
     waits: RefCell<Slab<Wait>>,
-    first: Notify,
+    /// No wait ends before this; nothing where none has one to wait for.
+    next: Cell<Option<Instant>>,
+    sooner: Notify,
 }
 
 struct Wait {
-    deadline: Instant,
+    /// Nothing once it has passed: whoever is woken arms it again.
+    deadline: Option<Instant>,
     waker: Waker,
+}
+
+impl Inner {
+    fn hear_of(&self, deadline: Instant) {
+        if self.next.get().is_none_or(|next| deadline < next) {
+            self.next.set(Some(deadline));
+            self.sooner.notify_one();
+        }
+    }
 }
 
 impl Timer {
     /// Starts the ticker on this worker's runtime.
     pub fn start() -> Self {
-        let inner = Rc::new(Inner { waits: RefCell::new(Slab::new()), first: Notify::new() });
+        let inner = Rc::new(Inner { waits: RefCell::new(Slab::new()), next: Cell::new(None), sooner: Notify::new() });
         tokio::task::spawn_local(tick(Rc::downgrade(&inner)));
         Self(inner)
     }
@@ -50,9 +62,16 @@ impl Timer {
         wakers.into_iter().for_each(Waker::wake);
     }
 
+    /// An alarm that is not set yet.
+    pub fn alarm(&self) -> Alarm {
+        Alarm { timer: self.clone(), slot: None }
+    }
+
     /// A wait; nothing is registered before it is polled.
     pub fn sleep(&self, duration: Duration) -> Sleep {
-        Sleep { timer: self.clone(), deadline: Instant::now() + duration, slot: None }
+        let now = Instant::now();
+        // What has no end in sight need not have one: the clock's own limits are not asked for.
+        Sleep { alarm: self.alarm(), deadline: now.checked_add(duration).unwrap_or(now + FAR) }
     }
 }
 
@@ -61,37 +80,89 @@ async fn tick(inner: Weak<Inner>) {
     let mut expired = Vec::new();
     loop {
         let Some(strong) = inner.upgrade() else { return };
-        if strong.waits.borrow().is_empty() {
-            strong.first.notified().await;
+        let next = strong.next.get();
+        let now = Instant::now();
+        match next {
+            // Waits are looked at together, once a tick.
+            Some(next) if next <= now => drop(strong),
+            Some(next) => {
+                tokio::select! {
+                    () = tokio::time::sleep_until(next.max(now + TICK)) => {}
+                    () = strong.sooner.notified() => continue,
+                }
+            }
+            None => {
+                strong.sooner.notified().await;
+                continue;
+            }
         }
-        drop(strong);
-        tokio::time::sleep(TICK).await;
         let Some(strong) = inner.upgrade() else { return };
         let now = Instant::now();
-        for (_, wait) in strong.waits.borrow_mut().iter_mut().filter(|(_, wait)| wait.deadline <= now) {
-            // Woken once: whoever is polled asks its own deadline.
-            wait.deadline = now + FAR;
-            expired.push(wait.waker.clone());
+        let mut next: Option<Instant> = None;
+        for (_, wait) in strong.waits.borrow_mut().iter_mut() {
+            match wait.deadline {
+                Some(deadline) if deadline <= now => {
+                    wait.deadline = None;
+                    expired.push(wait.waker.clone());
+                }
+                Some(deadline) => next = Some(next.map_or(deadline, |next| next.min(deadline))),
+                None => {}
+            }
         }
+        strong.next.set(next);
+        drop(strong);
         expired.drain(..).for_each(Waker::wake);
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+/// A deadline that moves: set again and again at the cost of a comparison, for a wait that nearly always ends otherwise.
+pub struct Alarm {
+    timer: Timer,
+    slot: Option<usize>,
+}
+
+impl Alarm {
+    /// Sees to it that this task is woken when `due` has passed, or before. True where the time may have come: whoever
+    /// sets it looks at the clock then.
+    pub fn set(&mut self, due: Instant, cx: &Context<'_>) -> bool {
+        let inner = &self.timer.0;
+        let mut waits = inner.waits.borrow_mut();
+        let Some(wait) = self.slot.and_then(|slot| waits.get_mut(slot)) else {
+            self.slot = Some(waits.insert(Wait { deadline: Some(due), waker: cx.waker().clone() }));
+            inner.hear_of(due);
+            // A deadline that has passed already would else wait for a tick.
+            return true;
+        };
+        wait.waker.clone_from(cx.waker());
+        let fired = wait.deadline.is_none();
+        if wait.deadline.is_none_or(|deadline| deadline > due) {
+            wait.deadline = Some(due);
+            inner.hear_of(due);
+        }
+        fired
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot {
+            self.timer.0.waits.borrow_mut().try_remove(slot);
+        }
     }
 }
 
 /// Resolves once its time has passed.
 pub struct Sleep {
-    timer: Timer,
+    alarm: Alarm,
     deadline: Instant,
-    slot: Option<usize>,
 }
 
 impl Sleep {
     /// Starts anew.
     pub fn reset(&mut self, duration: Duration) {
         self.deadline = Instant::now() + duration;
-        let mut waits = self.timer.0.waits.borrow_mut();
-        if let Some(wait) = self.slot.and_then(|slot| waits.get_mut(slot)) {
-            wait.deadline = self.deadline;
-        }
+        // Where it was waited for with an earlier deadline, it is polled in vain once.
     }
 }
 
@@ -99,30 +170,11 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if Instant::now() >= self.deadline {
+        let due = self.deadline;
+        if self.alarm.set(due, cx) && Instant::now() >= due {
             return Poll::Ready(());
         }
-        let deadline = self.deadline;
-        let inner = self.timer.0.clone();
-        let mut waits = inner.waits.borrow_mut();
-        if let Some(wait) = self.slot.and_then(|slot| waits.get_mut(slot)) {
-            wait.waker.clone_from(cx.waker());
-            wait.deadline = deadline;
-        } else {
-            if waits.is_empty() {
-                inner.first.notify_one();
-            }
-            self.slot = Some(waits.insert(Wait { deadline, waker: cx.waker().clone() }));
-        }
         Poll::Pending
-    }
-}
-
-impl Drop for Sleep {
-    fn drop(&mut self) {
-        if let Some(slot) = self.slot {
-            self.timer.0.waits.borrow_mut().try_remove(slot);
-        }
     }
 }
 

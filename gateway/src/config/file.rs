@@ -35,6 +35,8 @@ pub struct FileConfig {
     pub include: Vec<String>,
     /// What SIGTERM does.
     pub drain: DrainConfig,
+    /// What clients may ask of the gateway's own resources.
+    pub clients: ClientsConfig,
     /// The systems behind the gateway, by name. `legacy`, the monolith, is required: whatever no route claims is its.
     pub upstreams: BTreeMap<String, UpstreamConfig>,
     /// Policies for every route and for what no route claims. A policy of a route replaces the one here whole.
@@ -55,6 +57,7 @@ impl Default for FileConfig {
             allow_in_paths: Vec::new(),
             include: Vec::new(),
             drain: DrainConfig::default(),
+            clients: ClientsConfig::default(),
             upstreams: BTreeMap::new(),
             defaults: DefaultsConfig::default(),
             routes: Vec::new(),
@@ -128,6 +131,41 @@ pub struct DrainConfig {
 impl Default for DrainConfig {
     fn default() -> Self {
         Self { delay: Span::secs(0), limit: Span::secs(30) }
+    }
+}
+
+/// Limits of clients' connections. A change holds for new connections.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientsConfig {
+    /// Connections at a time, at most; those beyond are closed at once, and counted.
+    pub max_connections: u32,
+    /// Requests at a time on one HTTP/2 connection, at most.
+    pub max_streams: u32,
+    /// A request's head, at most; a larger one is answered 431. A head has at most 100 fields.
+    #[schemars(extend("default" = "64KiB"))]
+    pub max_header: Size,
+    /// A request's target, at most; a longer one is answered 414.
+    #[schemars(extend("default" = "16KiB"))]
+    pub max_uri: Size,
+    /// How long a head may take from its first byte to its last; a later one is answered 408.
+    #[schemars(extend("default" = "10s"))]
+    pub header_timeout: Span,
+    /// How long a connection may wait for its first or next request.
+    #[schemars(extend("default" = "75s"))]
+    pub keep_alive: Span,
+}
+
+impl Default for ClientsConfig {
+    fn default() -> Self {
+        Self {
+            max_connections: 50_000,
+            max_streams: 128,
+            max_header: Size(64 * 1024),
+            max_uri: Size(16 * 1024),
+            header_timeout: Span::secs(10),
+            keep_alive: Span::secs(75),
+        }
     }
 }
 

@@ -127,6 +127,16 @@ impl fmt::Display for Share {
     }
 }
 
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        match units.into_iter().find(|(unit, _)| self.0 > 0 && self.0.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
 /// Deserialises from a string by `FromStr`; `$what` ends the sentence "expected …".
 macro_rules! from_string {
     ($type:ty, $what:literal, $pattern:literal) => {
@@ -283,6 +293,9 @@ mod tests {
     fn values_print_as_they_are_written() {
         for text in ["250ms", "5s", "10m", "1h", "0s"] {
             assert_eq!(text.parse::<Span>().map(|s| s.to_string()), Ok(text.to_owned()));
+        }
+        for text in ["0B", "100B", "64KiB", "10MiB", "1GiB"] {
+            assert_eq!(text.parse::<Size>().map(|s| s.to_string()), Ok(text.to_owned()));
         }
         for text in ["10%", "0.5%", "0.01%", "12.34%", "100%", "0%"] {
             assert_eq!(text.parse::<Share>().map(|s| s.to_string()), Ok(text.to_owned()));

@@ -1,16 +1,14 @@
 //! Sees every outcome: what the client got, when its head was there, and whether it had all of it.
 //!
 //! The exchange is held by the response's body, so it ends when the body does.
-//! While the worker drains, it also asks the client to close.
 
 use std::{
     pin::Pin,
-    sync::atomic::Ordering::Relaxed,
     task::{Context as Task, Poll},
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Version, header};
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 use tower::Service;
@@ -20,6 +18,7 @@ use crate::{
     body::ResponseBody,
     context::{Context, Request, Response},
     error::Error,
+    upstream::tunnel::Tunnel,
 };
 
 /// The layer.
@@ -50,18 +49,12 @@ where
         let context = request.context.clone();
         let future = self.inner.call(request);
         Box::pin(async move {
-            let mut response = match future.await {
+            let response = match future.await {
                 Ok(response) => response,
                 Err(never) => match never {},
             };
             context.status.set(response.status().as_u16());
             context.head.set(Some(context.started.elapsed()));
-            if context.worker.draining.get()
-                && context.version < Version::HTTP_2
-                && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
-            {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
             Ok(response.map(|body| Observed::new(body, context)))
         })
     }
@@ -84,6 +77,14 @@ impl Observed {
 }
 
 impl Observed {
+    /// The tunnel that follows this head, if one does, and whose it is.
+    pub fn into_tunnel(mut self) -> Option<(Tunnel, Context)> {
+        match std::mem::replace(&mut self.body, ResponseBody::Empty) {
+            ResponseBody::Tunnel(tunnel) => Some((*tunnel, self.context.clone())),
+            _ => None,
+        }
+    }
+
     fn let_go(&mut self) {
         if let Some(held) = self.held.take() {
             self.context.connection.held.borrow_mut().try_remove(held);
@@ -121,9 +122,6 @@ impl Body for Observed {
             Poll::Ready(None) => this.context.complete.set(true),
             Poll::Ready(Some(Err(error))) => {
                 *this.context.failure.borrow_mut() = Some((error.kind, error.detail.clone()));
-                if this.context.version == Version::HTTP_10 {
-                    this.context.connection.reset.store(true, Relaxed);
-                }
             }
             Poll::Pending => {}
         }

@@ -55,6 +55,9 @@ where
 
 fn sanitize(request: &mut Request) -> Result<(), Kind> {
     let Request { http, context } = request;
+    if let Some(refused) = context.refused.get() {
+        return Err(refused);
+    }
     if http.method() == Method::CONNECT {
         return Err(Kind::BadRequest("`CONNECT` is not served here; this is no tunnel"));
     }
@@ -66,7 +69,7 @@ fn sanitize(request: &mut Request) -> Result<(), Kind> {
     let trusted = !snapshot.trusted_proxies.is_empty() && snapshot.trusts(context.connection.peer.ip());
     let wants_websocket = strip(http.headers_mut(), trusted, context);
     if wants_websocket && http.version() == Version::HTTP_11 && http.method() == Method::GET {
-        *context.upgrade.borrow_mut() = Some(hyper::upgrade::on(&mut *http));
+        context.upgrade.set(true);
     }
     let headers = http.headers_mut();
     let client = forwarded::apply(

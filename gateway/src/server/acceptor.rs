@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::worker::{Handed, Handle, Place};
-use crate::telemetry::metrics::ProcessStats;
+use crate::snapshot::Store;
 
 /// Connections that the kernel may hold for us.
 const BACKLOG: i32 = 4096;
@@ -52,12 +52,12 @@ pub(super) enum Command {
 pub(super) fn start(
     listener: TcpListener,
     workers: Vec<Handle>,
-    stats: Arc<ProcessStats>,
+    store: Arc<Store>,
 ) -> io::Result<(mpsc::Sender<Command>, JoinHandle<()>)> {
     let (sender, receiver) = mpsc::channel(4);
     let thread = std::thread::Builder::new().name("acceptor".to_owned()).spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-        let result = runtime.and_then(|runtime| runtime.block_on(accept(listener, &workers, &stats, receiver)));
+        let result = runtime.and_then(|runtime| runtime.block_on(accept(listener, &workers, &store, receiver)));
         if let Err(error) = result {
             tracing::error!(%error, "the acceptor ended");
         }
@@ -68,7 +68,7 @@ pub(super) fn start(
 async fn accept(
     listener: TcpListener,
     workers: &[Handle],
-    stats: &Arc<ProcessStats>,
+    store: &Store,
     mut commands: mpsc::Receiver<Command>,
 ) -> io::Result<()> {
     let mut listener = tokio::net::TcpListener::from_std(listener)?;
@@ -78,17 +78,17 @@ async fn accept(
             command = commands.recv() => match command {
                 Some(Command::Replace(new)) => {
                     let old = std::mem::replace(&mut listener, tokio::net::TcpListener::from_std(new)?);
-                    empty(&old.into_std()?, workers, stats);
+                    empty(&old.into_std()?, workers, store);
                 }
                 Some(Command::Close(closed)) => {
-                    empty(&listener.into_std()?, workers, stats);
+                    empty(&listener.into_std()?, workers, store);
                     let _ = closed.send(());
                     return Ok(());
                 }
                 None => return Ok(()),
             },
             accepted = listener.accept() => match accepted.and_then(|(tcp, peer)| Ok((tcp.into_std()?, peer))) {
-                Ok((tcp, peer)) => hand(tcp, peer, workers, stats),
+                Ok((tcp, peer)) => hand(tcp, peer, workers, store),
                 Err(error) => survive(&error).await,
             },
         }
@@ -106,12 +106,12 @@ fn shut(listener: &TcpListener) {
 }
 
 /// Takes all that the kernel has accepted. One that left meanwhile, or a moment without descriptors, ends nothing.
-fn empty(listener: &TcpListener, workers: &[Handle], stats: &Arc<ProcessStats>) {
+fn empty(listener: &TcpListener, workers: &[Handle], store: &Store) {
     shut(listener);
     let mut patience = 20;
     loop {
         match listener.accept() {
-            Ok((tcp, peer)) if tcp.set_nonblocking(true).is_ok() => hand(tcp, peer, workers, stats),
+            Ok((tcp, peer)) if tcp.set_nonblocking(true).is_ok() => hand(tcp, peer, workers, store),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) if has_left(&error) => {}
@@ -140,8 +140,16 @@ async fn survive(error: &io::Error) {
     }
 }
 
-fn hand(tcp: TcpStream, peer: SocketAddr, workers: &[Handle], stats: &Arc<ProcessStats>) {
+fn hand(tcp: TcpStream, peer: SocketAddr, workers: &[Handle], store: &Store) {
+    let stats = &store.process;
     stats.accepted.fetch_add(1, Relaxed);
+    if stats.clients.load(Relaxed) >= store.current().clients.max_connections {
+        // Told once a thousand: a flood must not flood the log too.
+        if stats.refused_clients.fetch_add(1, Relaxed).is_multiple_of(1000) {
+            tracing::warn!("too many connections; one was closed at once (`clients: max_connections`)");
+        }
+        return;
+    }
     let mut order: Vec<&Handle> = workers.iter().collect();
     order.sort_by_key(|worker| worker.connections.load(Relaxed));
     let mut waiting = Some((tcp, peer));

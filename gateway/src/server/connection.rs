@@ -1,9 +1,8 @@
-//! One client's connection: which protocol it speaks, and when it ends.
+//! One client's connection: which protocol it speaks. HTTP/1.1 is served in `http1`, HTTP/2 by hyper here.
 //!
-//! A connection without a request is closed after [`KEEP_ALIVE`]; one whose client takes
-//! no bytes, after the idle limit. In a drain each response is the connection's last, and
-//! one that waits between requests is left [`LINGER`] to send another: closing it under a
-//! request that is on its way would lose that request.
+//! An HTTP/2 connection without a request is asked to close after the keep-alive
+//! limit; one whose client takes no bytes is closed after the idle limit. In a drain the client is
+//! told which streams will still be served, and the rest it sends elsewhere.
 
 use std::{
     cell::RefCell,
@@ -16,89 +15,82 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use http::{HeaderValue, Response};
-use hyper::{
-    body::Incoming,
-    rt::Executor,
-    server::conn::{http1, http2},
-};
+use hyper::{body::Incoming, rt::Executor, server::conn::http2};
 use hyper_util::rt::TokioIo;
-use tokio::{io::AsyncReadExt as _, net::TcpStream, time::Instant};
+use tokio::{net::TcpStream, time::Instant};
 use tower::Service;
 
-use super::io::{ClientIo, Stuck};
+use super::{
+    http1::Http1,
+    io::{ClientIo, Stuck},
+};
 use crate::{
     context::{ClientConnection, Exchange, Request, Worker},
     layers::observe::Observed,
+    snapshot::ClientLimits,
     upstream::upload::RequestBody,
 };
 
-/// How long a client may wait between two requests, or take over a request's head.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// How often a connection looks at its limits.
-const CHECK: Duration = Duration::from_secs(15);
-/// How often it does in a drain.
-const DRAIN_CHECK: Duration = Duration::from_millis(100);
-/// How long a drain leaves a client between two requests the time to send one.
-const LINGER: Duration = Duration::from_secs(1);
+/// How often a connection of HTTP/2 looks at its limits.
+const CHECK: Duration = Duration::from_secs(1);
 /// What hyper may hold of one message, either way.
 const BUFFER: usize = 64 * 1024;
+/// Streams that a client may open and reset, or get reset for an error of its own, before it is told to go.
+const RESETS: usize = 32;
+/// How long a client that was asked to close may take.
+const LEAVE: Duration = Duration::from_secs(5);
 /// How an HTTP/2 connection begins (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection to its end.
 pub(super) async fn serve<S>(worker: Rc<Worker>, tcp: TcpStream, peer: SocketAddr, stack: S)
 where
-    S: Service<Request, Response = Response<Observed>, Error = Infallible> + 'static,
-    S::Future: 'static,
+    S: Service<Request, Response = Response<Observed>, Error = Infallible> + Clone + 'static,
+    S::Future: Unpin + 'static,
 {
     let _ = tcp.set_nodelay(true);
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     let Ok(value) = HeaderValue::try_from(peer.ip().to_string()) else { return };
     let connection = Rc::new(ClientConnection::new(peer, value));
-    let mut tcp = tcp;
-    let Some(first) = begin(&mut tcp, &worker).await else { return };
-    let is_http2 = first == PREFACE;
-    let stuck = Stuck::new();
-    let io = TokioIo::new(ClientIo::new(tcp, first, stuck.clone(), connection.reset.clone()));
-    let service = Serve { worker: worker.clone(), connection: connection.clone(), stack: RefCell::new(stack) };
-    if is_http2 {
-        let mut builder = http2::Builder::new(LocalExecutor);
-        builder.max_send_buf_size(BUFFER);
-        let conn = std::pin::pin!(builder.serve_connection(io, service));
-        guard(conn, http2::Connection::graceful_shutdown, Duration::ZERO, &worker, &connection, &stuck).await;
-    } else {
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(BUFFER);
-        let conn = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
-        guard(conn, http1::UpgradeableConnection::graceful_shutdown, LINGER, &worker, &connection, &stuck).await;
+    let limits = worker.local().snapshot.clients;
+    let mut http1 = Http1::new(worker.clone(), connection.clone(), tcp, limits, stack.clone());
+    match http1.begins_with(PREFACE).await {
+        None => {}
+        Some(false) => http1.serve().await,
+        // What an HTTP/2 connection needs is kept apart: most are of HTTP/1.1, and many of those idle.
+        Some(true) => {
+            if let Some((tcp, first)) = http1.into_parts() {
+                Box::pin(serve_http2(worker, connection, tcp, first, limits, stack)).await;
+            }
+        }
     }
 }
 
-/// Reads until it is clear which protocol the client speaks; nothing where it never says.
-async fn begin(tcp: &mut TcpStream, worker: &Worker) -> Option<Vec<u8>> {
-    let mut buffer = [0; PREFACE.len()];
-    let mut filled = 0;
-    let opened = Instant::now();
-    let mut draining: Option<Instant> = None;
-    loop {
-        let wait = match draining {
-            None => KEEP_ALIVE.saturating_sub(opened.elapsed()),
-            Some(since) => LINGER.saturating_sub(since.elapsed()),
-        };
-        tokio::select! {
-            biased;
-            read = tcp.read(&mut buffer[filled..]) => {
-                let Ok(read @ 1..) = read else { return None };
-                filled += read;
-                if filled == PREFACE.len() || !PREFACE.starts_with(&buffer[..filled]) {
-                    return Some(buffer[..filled].to_vec());
-                }
-            }
-            () = worker.timer.sleep(wait) => return None,
-            () = drains(worker), if draining.is_none() => draining = Some(Instant::now()),
-        }
-    }
+async fn serve_http2<S>(
+    worker: Rc<Worker>,
+    connection: Rc<ClientConnection>,
+    tcp: TcpStream,
+    first: BytesMut,
+    limits: ClientLimits,
+    stack: S,
+) where
+    S: Service<Request, Response = Response<Observed>, Error = Infallible> + 'static,
+    S::Future: 'static,
+{
+    let stuck = Stuck::new();
+    let io = TokioIo::new(ClientIo::new(tcp, first, stuck.clone()));
+    let service = Serve { worker: worker.clone(), connection: connection.clone(), stack: RefCell::new(stack) };
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .max_send_buf_size(BUFFER)
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(RESETS);
+    let conn = std::pin::pin!(builder.serve_connection(io, service));
+    guard(conn, http2::Connection::graceful_shutdown, &worker, &connection, &stuck, limits.keep_alive).await;
 }
 
 /// Resolves once the worker drains. Costs a look at a flag: when it changes, the worker wakes whoever waits for time to pass.
@@ -106,29 +98,28 @@ async fn drains(worker: &Worker) {
     poll_fn(|_| if worker.draining.get() { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
-/// Drives a connection and ends it when its time is up.
+/// Drives a connection of HTTP/2 and ends it when its time is up.
 async fn guard<C, E>(
     mut conn: Pin<&mut C>,
     shutdown: impl Fn(Pin<&mut C>),
-    linger: Duration,
     worker: &Worker,
     connection: &ClientConnection,
     stuck: &Stuck,
+    keep_alive: Duration,
 ) where
     C: Future<Output = Result<(), E>>,
 {
-    let mut draining: Option<Instant> = None;
     let mut asked_to_close: Option<Instant> = None;
     let mut check = worker.timer.sleep(CHECK);
     loop {
         tokio::select! {
             biased;
-            // Its errors are the client's: a reset, or bytes that are no HTTP and were answered 400.
+            // Its errors are the client's.
             _ = conn.as_mut() => return,
-            () = drains(worker), if draining.is_none() => draining = Some(Instant::now()),
+            () = drains(worker), if asked_to_close.is_none() => {}
             () = &mut check => {}
         }
-        check = worker.timer.sleep(if draining.is_some() { DRAIN_CHECK } else { CHECK });
+        check = worker.timer.sleep(CHECK);
         let writing = stuck.lasts();
         if connection
             .idle
@@ -137,20 +128,16 @@ async fn guard<C, E>(
         {
             return;
         }
-        let waiting = connection.in_flight.get() == 0 && writing.is_none();
+        let waiting = connection.in_flight.get() == 0;
         let active = connection.active.get();
-        let over = match draining {
-            Some(since) if linger.is_zero() => since.elapsed() >= linger,
-            Some(since) => waiting && since.max(active).elapsed() >= linger,
-            None => waiting && active.elapsed() >= KEEP_ALIVE,
-        };
         match asked_to_close {
-            None if over => {
+            // A stream that was on its way is still served, and no other.
+            None if worker.draining.get() || (waiting && active.elapsed() >= keep_alive) => {
                 shutdown(conn.as_mut());
                 asked_to_close = Some(Instant::now());
             }
-            // It neither went on nor went: a head that never ends.
-            Some(since) if waiting && since.max(active).elapsed() >= CHECK => return,
+            // It neither went on nor went.
+            Some(since) if waiting && since.max(active).elapsed() >= LEAVE => return,
             _ => {}
         }
     }
@@ -172,8 +159,8 @@ where
     type Future = S::Future;
 
     fn call(&self, request: http::Request<Incoming>) -> S::Future {
-        let http = request.map(RequestBody::new);
-        let context = Exchange::begin(&self.worker, &self.connection, &http);
+        let http = request.map(RequestBody::http2);
+        let context = Exchange::begin(&self.worker, &self.connection, None, &http);
         // The borrow ends before the future is polled.
         self.stack.borrow_mut().call(Request { http, context })
     }

@@ -117,6 +117,7 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
 
+    raise_open_files();
     let writer = Writer::start(options.log)?;
     let (phase, watched) = watch::channel(Phase::Running);
     let mut workers = Vec::new();
@@ -126,7 +127,7 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
         workers.push(handle);
         threads.push(thread);
     }
-    let (acceptor, accepting) = acceptor::start(public, workers, store.process.clone())?;
+    let (acceptor, accepting) = acceptor::start(public, workers, store.clone())?;
     let (admin, commands) = mpsc::channel(4);
     let control = Arc::new(Control {
         store: store.clone(),
@@ -178,6 +179,16 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Every connection is a file to the system, and its customary limit is for programs that have few.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files (`ulimit -n`)");
+    }
+}
+
 async fn end_of_stdin(follow: bool) {
     if follow {
         let _ = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink())).await;
@@ -189,7 +200,7 @@ async fn drain(control: &Control, acceptor: &mpsc::Sender<Command>, phase: &watc
     let drain = control.store.current().drain;
     control.ready.store(false, Relaxed);
     let process = &control.store.process;
-    let open = || process.clients.load(Relaxed) + process.tunnels.load(Relaxed);
+    let open = || process.clients.load(Relaxed);
     tracing::info!(connections = open(), delay = ?drain.delay, limit = ?drain.limit, "draining");
     tokio::time::sleep(drain.delay).await;
     // The listener first: a response that asks its client to close sends it to the listener again.

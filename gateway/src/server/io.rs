@@ -1,16 +1,17 @@
-//! A client's socket, with what was read to find out its protocol, and a note of when its writes got stuck.
+//! The socket of an HTTP/2 client, with what was read to find out its protocol, and a note of when its writes got stuck.
 
 use std::{
     io,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -48,40 +49,29 @@ impl Stuck {
     }
 }
 
-/// A client's socket.
+/// The socket of an HTTP/2 client.
 pub(super) struct ClientIo {
     tcp: TcpStream,
     /// Read already, not yet seen by hyper.
-    first: Option<Vec<u8>>,
+    first: BytesMut,
     stuck: Stuck,
-    /// Whether to end in a reset.
-    reset: Arc<AtomicBool>,
 }
 
 impl ClientIo {
-    pub(super) fn new(tcp: TcpStream, first: Vec<u8>, stuck: Stuck, reset: Arc<AtomicBool>) -> Self {
-        Self { tcp, first: Some(first), stuck, reset }
-    }
-}
-
-impl Drop for ClientIo {
-    fn drop(&mut self) {
-        if self.reset.load(Relaxed) {
-            let _ = socket2::SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO));
-        }
+    pub(super) fn new(tcp: TcpStream, first: BytesMut, stuck: Stuck) -> Self {
+        Self { tcp, first, stuck }
     }
 }
 
 impl AsyncRead for ClientIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Some(mut first) = self.first.take() {
-            let fits = first.len().min(buf.remaining());
-            let rest = first.split_off(fits);
-            buf.put_slice(&first);
-            self.first = (!rest.is_empty()).then_some(rest);
-            return Poll::Ready(Ok(()));
+        if self.first.is_empty() {
+            return Pin::new(&mut self.tcp).poll_read(cx, buf);
         }
-        Pin::new(&mut self.tcp).poll_read(cx, buf)
+        let fits = self.first.len().min(buf.remaining());
+        let first = self.first.split_to(fits);
+        buf.put_slice(&first);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -111,9 +101,6 @@ impl AsyncWrite for ClientIo {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.reset.load(Relaxed) {
-            return Poll::Ready(Ok(()));
-        }
         Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
 }

@@ -8,6 +8,7 @@
 mod acceptor;
 mod connection;
 mod control;
+mod http1;
 mod io;
 mod watch;
 mod worker;

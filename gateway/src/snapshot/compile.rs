@@ -4,12 +4,12 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::{CohortValues, Drain, Edits, Limits, Listeners, Registry, Rewrite, Route, Snapshot};
+use super::{ClientLimits, CohortValues, Drain, Edits, Limits, Listeners, Registry, Rewrite, Route, Snapshot};
 use crate::{
     config::{
         Config, RouteConfig, Stage, UNROUTED,
         file::{
-            CanaryConfig, EditConfig, GoneConfig, HeadersConfig, KeySource, PredicateConfig, RewriteConfig,
+            CanaryConfig, ClientsConfig, EditConfig, GoneConfig, HeadersConfig, KeySource, PredicateConfig, RewriteConfig,
             TimeoutConfig, Upgrade,
         },
         parse_date, prefix_segments,
@@ -81,9 +81,22 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
         paths: config.paths,
         trusted_proxies: config.trusted_proxies.clone(),
         drain: Drain { delay: config.file.drain.delay.0, limit: config.file.drain.limit.0 },
+        clients: client_limits(&config.file.clients),
         listeners,
         admin_token: (!config.file.admin.token.is_empty()).then(|| config.file.admin.token.as_str().into()),
     })
+}
+
+fn client_limits(config: &ClientsConfig) -> ClientLimits {
+    let size = |size: Size| usize::try_from(size.0).unwrap_or(usize::MAX);
+    ClientLimits {
+        max_connections: i64::from(config.max_connections),
+        max_streams: config.max_streams,
+        max_header: size(config.max_header),
+        max_uri: size(config.max_uri),
+        header_timeout: config.header_timeout.0,
+        keep_alive: config.keep_alive.0,
+    }
 }
 
 /// A route of the monolith without any policy.

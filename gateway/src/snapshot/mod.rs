@@ -52,6 +52,8 @@ pub struct Snapshot {
     pub trusted_proxies: Vec<IpNet>,
     /// What SIGTERM does.
     pub drain: Drain,
+    /// Limits of clients' connections.
+    pub clients: ClientLimits,
     /// The listeners.
     pub listeners: Listeners,
     /// The token of the admin listener.
@@ -76,6 +78,23 @@ pub struct Drain {
     pub delay: Duration,
     /// How long what is in flight may take.
     pub limit: Duration,
+}
+
+/// Limits of clients' connections.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientLimits {
+    /// Connections at a time.
+    pub max_connections: i64,
+    /// Requests at a time on one HTTP/2 connection.
+    pub max_streams: u32,
+    /// The bytes of a request's head.
+    pub max_header: usize,
+    /// The bytes of a request's target.
+    pub max_uri: usize,
+    /// How long a head may take.
+    pub header_timeout: Duration,
+    /// How long a connection may wait for a request.
+    pub keep_alive: Duration,
 }
 
 impl Listeners {

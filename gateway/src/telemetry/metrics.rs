@@ -172,6 +172,8 @@ pub struct ProcessStats {
     pub clients: AtomicI64,
     /// Connections accepted.
     pub accepted: AtomicU64,
+    /// Connections closed at once, being too many.
+    pub refused_clients: AtomicU64,
     /// Tunnels open.
     pub tunnels: AtomicI64,
     /// Reloads that took effect.
@@ -344,6 +346,7 @@ impl All {
         }
         for (name, help, value) in [
             ("client_connections_accepted", "Connections accepted", &stats.accepted),
+            ("client_connections_refused", "Connections closed at once, being too many", &stats.refused_clients),
             ("access_log_dropped", "Lines that the access log had no room for", &stats.log_dropped),
             ("panics", "Panics caught, each answered 500", &stats.panics),
         ] {

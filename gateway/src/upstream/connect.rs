@@ -75,6 +75,21 @@ pub enum Io {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Io {
+    /// The socket below.
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Whether bytes on the socket are more than the messages.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+}
+
 /// Connects.
 pub(super) async fn connect(upstream: &Upstream) -> Result<Io, Error> {
     let fail = |kind, detail: &dyn fmt::Display| Error::upstream(kind, &upstream.name, false, detail);

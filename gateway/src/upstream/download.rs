@@ -9,9 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
-use super::pool::Lease;
+use super::{call::BrokenBody, pool::Lease};
 use crate::{
     error::{Error, Kind},
     timer::{Sleep, Timer},
@@ -19,7 +18,6 @@ use crate::{
 
 /// An upstream's body. Its connection goes back to the pool at its end, and is closed if it never comes.
 pub struct UpstreamBody {
-    incoming: Incoming,
     lease: Option<Lease>,
     timer: Timer,
     idle: Option<Duration>,
@@ -28,18 +26,18 @@ pub struct UpstreamBody {
 }
 
 impl UpstreamBody {
-    /// Wraps a response's body; `idle` bounds each of its pauses.
-    pub fn new(incoming: Incoming, lease: Lease, timer: Timer, idle: Option<Duration>) -> Self {
-        let mut this = Self { incoming, lease: Some(lease), timer, idle, sleep: None, moved: false };
+    /// The body that is on a connection; `idle` bounds each of its pauses.
+    pub fn new(lease: Lease, timer: Timer, idle: Option<Duration>) -> Self {
+        let mut this = Self { lease: Some(lease), timer, idle, sleep: None, moved: false };
         this.release_at_end();
         this
     }
 
     fn release_at_end(&mut self) {
-        if self.incoming.is_end_stream()
+        if self.lease.as_ref().is_some_and(|lease| lease.call().is_downloaded())
             && let Some(lease) = self.lease.take()
         {
-            lease.release(self.idle);
+            lease.release();
         }
     }
 
@@ -58,30 +56,24 @@ impl Body for UpstreamBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
+        let Some(lease) = &self.lease else { return Poll::Ready(None) };
+        let polled = lease.call().poll_body(cx);
+        match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 self.moved = true;
-                if frame.is_trailers() {
-                    // Nobody looks for an end after them.
-                    if let Some(lease) = self.lease.take() {
-                        lease.release(self.idle);
-                    }
-                }
                 self.release_at_end();
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => {
-                let mut told = Error::new(Kind::Terminated);
-                told.detail = error.to_string();
-                if let Some(lease) = self.lease.take() {
-                    told.upstream = Some(lease.upstream().name.clone());
-                }
-                Poll::Ready(Some(Err(told)))
+            Poll::Ready(Some(Err(broken))) => {
+                let (kind, detail) = match broken {
+                    BrokenBody::Cut(detail) => (Kind::Terminated, detail),
+                    BrokenBody::Protocol(detail) => (Kind::Protocol, detail.to_owned()),
+                };
+                let upstream = self.lease.take().map(|lease| lease.upstream().name.clone());
+                Poll::Ready(Some(Err(Error { upstream, detail, ..Error::new(kind) })))
             }
             Poll::Ready(None) => {
-                if let Some(lease) = self.lease.take() {
-                    lease.release(self.idle);
-                }
+                self.release_at_end();
                 Poll::Ready(None)
             }
             Poll::Pending => match self.poll_idle(cx) {
@@ -96,10 +88,10 @@ impl Body for UpstreamBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.lease.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        if self.lease.is_none() { SizeHint::with_exact(0) } else { SizeHint::default() }
     }
 }

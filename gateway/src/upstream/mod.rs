@@ -4,6 +4,7 @@
 //! it alone; each worker has a [`pool::Pool`] of its own for it, since a connection belongs
 //! to the thread that made it.
 
+pub mod call;
 pub mod connect;
 pub mod download;
 pub mod pool;

@@ -3,22 +3,18 @@
 //! A connection serves one request at a time and comes back only when request and
 //! response are both over, whole. The newest idle one is used first, so that the rest
 //! can age. A reused connection that was closed before the request went out is replaced
-//! silently: hyper hands back what it has not sent. One that breaks while the
-//! request may be out is replaced once, for an idempotent request without a body (RFC 9110 §9.2.2).
+//! silently. One that breaks while the request may be out is replaced once, for an
+//! idempotent request without a body (RFC 9110 §9.2.2).
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, RefCell, RefMut},
+    future::poll_fn,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use http::{Method, Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::http1::{Builder, SendRequest},
-};
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, Method, Request, StatusCode};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::AbortHandle,
@@ -26,47 +22,31 @@ use tokio::{
 };
 
 use super::{
-    Upstream, connect,
+    Upstream,
+    call::{Call, Failed, Wire},
+    connect,
     upload::{RequestBody, Upload},
 };
 use crate::{
     error::{Error, Kind},
-    telemetry::metrics::UpstreamStats,
+    http1::{head::ResponseHead, outbox::Outbox, write},
 };
 
 /// Requests that may wait for a connection, per worker and upstream.
 const WAITING: usize = 1024;
 
-/// How often a connection whose upload outlives its response is looked at.
+/// How often an upload that outlives its response is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// What hyper may hold of one message, either way.
-const BUFFER: usize = 64 * 1024;
 
 /// One worker's connections to one upstream.
 pub struct Pool {
     upstream: Arc<Upstream>,
-    idle: RefCell<Vec<Connection>>,
+    idle: RefCell<Vec<Wire>>,
     /// One permit a request in flight: as many as connections are allowed.
     permits: Arc<Semaphore>,
     waiting: Cell<usize>,
     /// Whether a reload has put another in its place.
     retired: Cell<bool>,
-}
-
-/// A connection: how to send on it, and its own task, which ends with it.
-struct Connection {
-    sender: SendRequest<RequestBody>,
-    task: AbortHandle,
-    born: Instant,
-    idle_since: Instant,
-}
-
-impl Drop for Connection {
-    /// Dropping the sender alone lets hyper go on with what it has begun.
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 impl Pool {
@@ -81,44 +61,51 @@ impl Pool {
         &self.upstream
     }
 
-    /// Sends a request and waits for the response's head.
+    /// Sends a request and waits for the response's head. `idle` bounds the pauses of an upload that outlives its
+    /// response; `interim` is told of each interim response.
     pub async fn send(
         self: &Rc<Self>,
-        mut request: Request<RequestBody>,
+        request: Request<RequestBody>,
         may_repeat: bool,
-    ) -> Result<(Response<Incoming>, Lease), Error> {
+        idle: Option<Duration>,
+        interim: impl Fn(StatusCode, &HeaderMap),
+    ) -> Result<(ResponseHead, Lease), Error> {
         let upload = request.body().upload().clone();
-        let may_repeat = may_repeat && upload.is_empty() && is_idempotent(request.method());
+        let (parts, body) = request.into_parts();
+        let idempotent = is_idempotent(&parts.method);
+        let may_repeat = may_repeat && upload.is_empty() && idempotent;
+        let chunked = parts.headers.contains_key(http::header::TRANSFER_ENCODING);
+        let mut outbox = Outbox::new();
+        write::request_head(outbox.flat(), &parts);
+        let method = parts.method;
+        let mut body = (!upload.is_empty()).then_some(body);
         let permit = self.permit().await?;
         let mut fresh = false;
         loop {
-            let idle = if fresh { None } else { self.take_idle() };
-            let reused = idle.is_some();
-            let mut connection = match idle {
-                Some(connection) => connection,
+            // What must not be sent twice is worth a look at the socket itself.
+            let kept = if fresh { None } else { self.take_idle(!may_repeat) };
+            let reused = kept.is_some();
+            let wire = match kept {
+                Some(wire) => wire,
                 None => self.connect().await?,
             };
-            // hyper consumes the head, so only a copy can be sent again.
-            let spare = (reused && may_repeat).then(|| copy(&request, &upload));
-            let mut failed = match connection.sender.try_send_request(request).await {
-                Ok(response) => {
+            let mut call = Call::new(wire, outbox, body, chunked);
+            match poll_fn(|cx| call.poll_head(cx, &method, &interim)).await {
+                Ok(head) => {
                     if reused {
                         self.upstream.stats.reused.fetch_add(1, Relaxed);
                     }
-                    let lease = Lease { pool: self.clone(), connection, upload, _permit: permit };
-                    return Ok((response, lease));
+                    let call = Rc::new(RefCell::new(call));
+                    let shared = Shared { pool: self.clone(), call, _permit: permit };
+                    return Ok((head, Lease::new(Rc::new(shared), upload, idle)));
                 }
-                Err(failed) => failed,
-            };
-            match (failed.take_message(), spare) {
                 // Not a byte of it was sent.
-                (Some(unsent), _) if reused => request = unsent,
-                (Some(_), _) => return Err(self.failure(&failed.into_error(), &upload, false)),
-                (None, Some(copy)) if broke(failed.error()) => {
-                    request = copy;
+                Err(Failed::Unsent(_)) if reused => (outbox, body) = call.take_unsent(),
+                Err(Failed::Silent(_)) if reused && may_repeat => {
+                    (outbox, body) = call.take_unsent();
                     fresh = true;
                 }
-                (None, _) => return Err(self.failure(&failed.into_error(), &upload, true)),
+                Err(failed) => return Err(self.failure(failed, &upload)),
             }
         }
     }
@@ -140,46 +127,34 @@ impl Pool {
     }
 
     /// The newest idle connection that is still good.
-    fn take_idle(&self) -> Option<Connection> {
+    fn take_idle(&self, careful: bool) -> Option<Wire> {
         let limits = self.upstream.connections;
         let mut idle = self.idle.borrow_mut();
-        while let Some(connection) = idle.pop() {
-            if connection.sender.is_ready()
-                && connection.born.elapsed() < limits.max_age
-                && connection.idle_since.elapsed() < limits.idle
+        let now = Instant::now();
+        while let Some(mut wire) = idle.pop() {
+            if now.duration_since(wire.born) < limits.max_age
+                && now.duration_since(wire.idle_since) < limits.idle
+                && wire.is_quiet()
+                && !(careful && wire.was_closed())
             {
-                return Some(connection);
+                return Some(wire);
             }
         }
         None
     }
 
-    async fn connect(&self) -> Result<Connection, Error> {
-        let stats = self.upstream.stats.clone();
-        let made = match connect::connect(&self.upstream).await {
-            Ok(io) => Builder::new()
-                .max_buf_size(BUFFER)
-                .handshake(TokioIo::new(io))
-                .await
-                .map_err(|error| Error::upstream(Kind::Terminated, &self.upstream.name, false, error)),
-            Err(error) => Err(error),
-        };
-        let (sender, connection) = match made {
-            Ok(made) => made,
+    async fn connect(&self) -> Result<Wire, Error> {
+        let stats = &self.upstream.stats;
+        match connect::connect(&self.upstream).await {
+            Ok(io) => {
+                stats.connected.fetch_add(1, Relaxed);
+                Ok(Wire::new(io, stats.clone()))
+            }
             Err(error) => {
                 stats.failed.fetch_add(1, Relaxed);
-                return Err(error);
+                Err(error)
             }
-        };
-        stats.connected.fetch_add(1, Relaxed);
-        let open = Open::one(stats);
-        let task = tokio::task::spawn_local(async move {
-            let _open = open;
-            // Its errors reach the request that they belong to; an idle connection's matter to nobody.
-            let _ = connection.with_upgrades().await;
-        });
-        let now = Instant::now();
-        Ok(Connection { sender, task: task.abort_handle(), born: now, idle_since: now })
+        }
     }
 
     /// A reload has put another in its place: what is idle is closed, what is in use will be.
@@ -191,40 +166,25 @@ impl Pool {
     /// Closes what is idle for too long, too old, or closed by the other side.
     pub fn sweep(&self) {
         let limits = self.upstream.connections;
-        self.idle.borrow_mut().retain(|connection| {
-            !connection.sender.is_closed()
-                && connection.born.elapsed() < limits.max_age
-                && connection.idle_since.elapsed() < limits.idle
+        self.idle.borrow_mut().retain_mut(|wire| {
+            wire.is_quiet() && wire.born.elapsed() < limits.max_age && wire.idle_since.elapsed() < limits.idle
         });
     }
 
-    fn failure(&self, error: &hyper::Error, upload: &Upload, sent: bool) -> Error {
-        // The client's side of it is told first: the upstream only saw the consequence.
-        if let Some(kind) = upload.failure() {
-            return Error { detail: error.to_string(), sent, ..Error::new(kind) };
+    fn failure(&self, failed: Failed, upload: &Upload) -> Error {
+        let error = |kind, sent, detail: String| {
+            // The client's side of it is told first: the upstream only saw the consequence.
+            match upload.failure() {
+                Some(kind) => Error { detail, sent, ..Error::new(kind) },
+                None => Error::upstream(kind, &self.upstream.name, sent, detail),
+            }
+        };
+        match failed {
+            Failed::Unsent(detail) => error(Kind::Terminated, false, detail),
+            Failed::Silent(detail) | Failed::Broken(detail) => error(Kind::Terminated, true, detail),
+            Failed::Body(failed) => Error { sent: true, ..failed },
+            Failed::Protocol(detail) => error(Kind::Protocol, true, detail.to_owned()),
         }
-        let kind = if error.is_parse() { Kind::Protocol } else { Kind::Terminated };
-        let mut detail = error.to_string();
-        if let Some(cause) = std::error::Error::source(error) {
-            detail = format!("{detail}: {cause}");
-        }
-        Error::upstream(kind, &self.upstream.name, sent, detail)
-    }
-}
-
-/// Counts an open connection until its task ends, however it ends.
-struct Open(Arc<UpstreamStats>);
-
-impl Open {
-    fn one(stats: Arc<UpstreamStats>) -> Self {
-        stats.open.fetch_add(1, Relaxed);
-        Self(stats)
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Relaxed);
     }
 }
 
@@ -237,70 +197,86 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Whether the connection broke before a response: nothing else is worth a second try.
-fn broke(error: &hyper::Error) -> bool {
-    let io = std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
-    error.is_incomplete_message() || error.is_closed() || error.is_canceled() || (io && !error.is_parse())
-}
-
 /// RFC 9110 §9.2.2.
 fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
 }
 
-fn copy(request: &Request<RequestBody>, upload: &Rc<Upload>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::again(upload));
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    copy.headers_mut().clone_from(request.headers());
-    copy
-}
-
-/// A connection in use. Dropped without [`Lease::release`], it is closed.
-pub struct Lease {
+/// A connection in use, and its place at the upstream.
+struct Shared {
     pool: Rc<Pool>,
-    connection: Connection,
-    upload: Rc<Upload>,
+    call: Rc<RefCell<Call>>,
     _permit: OwnedSemaphorePermit,
 }
 
+impl Drop for Shared {
+    /// Back to the pool, if both sides of it are over; closed otherwise.
+    fn drop(&mut self) {
+        if !self.pool.retired.get()
+            && let Some(mut wire) = self.call.borrow_mut().take_finished()
+        {
+            wire.idle_since = Instant::now();
+            self.pool.idle.borrow_mut().push(wire);
+        }
+    }
+}
+
+/// A response's hold on its connection. Dropped before the response has ended, it closes the connection.
+pub struct Lease {
+    shared: Rc<Shared>,
+    /// Sends on what is left of the request.
+    pump: Option<AbortHandle>,
+}
+
 impl Lease {
+    fn new(shared: Rc<Shared>, upload: Rc<Upload>, idle: Option<Duration>) -> Self {
+        let pump = (!shared.call.borrow().is_uploaded()).then(|| {
+            let shared = shared.clone();
+            tokio::task::spawn_local(pump(shared, upload, idle)).abort_handle()
+        });
+        Self { shared, pump }
+    }
+
     /// Whose connection it is.
     pub fn upstream(&self) -> &Arc<Upstream> {
-        &self.pool.upstream
+        &self.shared.pool.upstream
+    }
+
+    /// The connection, and what was read of it.
+    pub fn call(&self) -> RefMut<'_, Call> {
+        self.shared.call.borrow_mut()
     }
 
     /// The response is over: the connection goes back as soon as the request is over too.
-    ///
-    /// Until then it keeps its place; an upload that pauses for longer than `idle` loses it.
-    pub fn release(self, idle: Option<Duration>) {
-        if self.connection.sender.is_closed() {
-            return;
-        }
-        if self.upload.is_done() && self.connection.sender.is_ready() {
-            self.put_back();
-            return;
-        }
-        tokio::task::spawn_local(async move {
-            let mut this = self;
-            loop {
-                let wait = idle.unwrap_or(LOOK).saturating_sub(this.upload.quiet()).max(LOOK);
-                match tokio::time::timeout(wait, this.connection.sender.ready()).await {
-                    Ok(Ok(())) if this.upload.is_done() => return this.put_back(),
-                    Err(_) if !this.upload.is_done() && idle.is_none_or(|idle| this.upload.quiet() < idle) => {}
-                    // Closed, ended otherwise, or stuck.
-                    _ => return,
-                }
-            }
-        });
+    pub fn release(mut self) {
+        self.pump = None;
     }
+}
 
-    fn put_back(self) {
-        let Self { pool, mut connection, .. } = self;
-        if !pool.retired.get() {
-            connection.idle_since = Instant::now();
-            pool.idle.borrow_mut().push(connection);
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(pump) = &self.pump {
+            pump.abort();
         }
     }
+}
+
+/// Sends on what is left of a request whose response has begun. It keeps its place; pausing for longer than `idle` loses it.
+async fn pump(shared: Rc<Shared>, upload: Rc<Upload>, idle: Option<Duration>) {
+    let sending = async {
+        let sent = poll_fn(|cx| shared.call.borrow_mut().poll_upload(cx)).await;
+        if sent.is_err() {
+            shared.call.borrow_mut().give_up();
+        }
+    };
+    let mut sending = std::pin::pin!(sending);
+    loop {
+        let wait = idle.unwrap_or(LOOK).saturating_sub(upload.quiet()).max(LOOK);
+        match tokio::time::timeout(wait, sending.as_mut()).await {
+            Ok(()) => return,
+            Err(_) if idle.is_none_or(|idle| upload.quiet() < idle) => {}
+            Err(_) => break,
+        }
+    }
+    shared.call.borrow_mut().give_up();
 }

@@ -9,18 +9,73 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
 };
 
+use super::{call::Wire, pool::Lease};
 use crate::timer::Timer;
+
+/// The upstream's side of a tunnel, and its place in the pool, which is free only at its end.
+pub struct Tunnel {
+    wire: Wire,
+    _lease: Lease,
+}
+
+impl Tunnel {
+    /// Takes over a connection whose last response was a 101.
+    pub fn new(lease: Lease) -> Option<Self> {
+        let wire = lease.call().take_wire()?;
+        Some(Self { wire, _lease: lease })
+    }
+
+    /// Carries bytes both ways until the end; how many went to the client. `early` was read of the client already.
+    pub async fn carry<T>(self, client: T, early: BytesMut, timer: &Timer, idle: Option<Duration>) -> u64
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (io, first) = self.wire.into_parts();
+        let client = Early { first: early, io: client };
+        let upstream = Early { first, io };
+        carry(client, upstream, timer, idle).await.1
+    }
+}
+
+/// A socket of which something was read already.
+struct Early<T> {
+    first: BytesMut,
+    io: T,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Early<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let fits = self.first.len().min(buf.remaining());
+        buf.put_slice(&self.first.split_to(fits));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Early<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
 
 /// Bytes that came out of one side, and when the last did.
 #[derive(Debug)]
-pub struct Flow {
-    /// Bytes read from this side.
-    pub bytes: Cell<u64>,
+struct Flow {
+    bytes: Cell<u64>,
     moved: Rc<Cell<Instant>>,
 }
 
@@ -30,7 +85,7 @@ struct Side<T> {
 }
 
 /// Carries bytes both ways; returns what came from the client and from the upstream.
-pub async fn carry<A, B>(client: A, upstream: B, timer: &Timer, idle: Option<Duration>) -> (u64, u64)
+async fn carry<A, B>(client: A, upstream: B, timer: &Timer, idle: Option<Duration>) -> (u64, u64)
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,

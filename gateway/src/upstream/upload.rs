@@ -6,7 +6,7 @@ use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::{
     error::{Error, Kind},
+    inbound::Inbound,
     timer::{Sleep, Timer},
 };
 
@@ -34,6 +35,8 @@ pub struct Upload {
     begun: Cell<bool>,
     /// Who must not end before it does.
     holder: RefCell<Option<Rc<dyn Any>>>,
+    /// Who waits for its end.
+    waiter: RefCell<Option<Waker>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +58,7 @@ impl Upload {
             client_paused: Cell::new(false),
             begun: Cell::new(false),
             holder: RefCell::new(None),
+            waiter: RefCell::new(None),
         })
     }
 
@@ -93,11 +97,21 @@ impl Upload {
         }
     }
 
+    /// Resolves at its end, however it ended.
+    pub fn poll_end(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.is_unfinished() {
+            *self.waiter.borrow_mut() = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+
     fn is_streaming(&self) -> bool {
         self.begun.get() && self.state.get() == State::Streaming
     }
 
-    fn is_unfinished(&self) -> bool {
+    /// Whether more may come, and somebody wants it.
+    pub fn is_unfinished(&self) -> bool {
         self.state.get() == State::Streaming
     }
 
@@ -110,6 +124,9 @@ impl Upload {
         self.moved.set(Instant::now());
         self.state.set(state);
         if state != State::Streaming {
+            if let Some(waiter) = self.waiter.take() {
+                waiter.wake();
+            }
             let holder = self.holder.take();
             // Last, since it may own all of this.
             drop(holder);
@@ -117,28 +134,61 @@ impl Upload {
     }
 }
 
+/// Where a body comes from.
+enum Source {
+    /// Nowhere: there is none.
+    Empty,
+    /// A connection of HTTP/1.1.
+    Http1(Rc<Inbound>),
+    /// A stream of HTTP/2.
+    Http2(Incoming),
+}
+
+impl Source {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, (Kind, String)>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Http1(inbound) => inbound.poll_body(cx),
+            Self::Http2(incoming) => Pin::new(incoming)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|error| (Kind::ClientAborted, error.to_string())))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Http1(inbound) => inbound.decoder.get().is_done(),
+            Self::Http2(incoming) => incoming.is_end_stream(),
+        }
+    }
+}
+
 /// A request's body.
 pub struct RequestBody {
-    incoming: Option<Incoming>,
+    source: Source,
     upload: Rc<Upload>,
 }
 
 impl RequestBody {
-    /// Wraps what a client sends.
-    pub fn new(incoming: Incoming) -> Self {
-        let state = if incoming.is_end_stream() { State::Done } else { State::Streaming };
-        Self { incoming: Some(incoming), upload: Upload::new(state) }
+    fn new(source: Source) -> Self {
+        let state = if source.is_end_stream() { State::Done } else { State::Streaming };
+        Self { source, upload: Upload::new(state) }
     }
 
-    /// Nothing.
-    #[cfg(test)]
-    pub(crate) fn empty() -> Self {
-        Self { incoming: None, upload: Upload::new(State::Done) }
+    /// None.
+    pub fn empty() -> Self {
+        Self::new(Source::Empty)
     }
 
-    /// The empty body of a request whose body was empty the first time.
-    pub fn again(upload: &Rc<Upload>) -> Self {
-        Self { incoming: None, upload: upload.clone() }
+    /// What a client sends on a connection.
+    pub fn http1(inbound: &Rc<Inbound>) -> Self {
+        if inbound.decoder.get().is_done() { Self::empty() } else { Self::new(Source::Http1(inbound.clone())) }
+    }
+
+    /// What a client sends on a stream.
+    pub fn http2(incoming: Incoming) -> Self {
+        Self::new(Source::Http2(incoming))
     }
 
     /// What is known of it.
@@ -167,7 +217,7 @@ impl RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if self.incoming.is_some() && self.upload.is_unfinished() {
+        if self.upload.is_unfinished() {
             self.upload.step(State::Dropped);
         }
     }
@@ -179,12 +229,11 @@ impl Body for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
-        let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
         let upload = &this.upload;
         if !upload.begun.replace(true) {
             upload.moved.set(Instant::now());
         }
-        match Pin::new(&mut *incoming).poll_frame(cx) {
+        match this.source.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = upload.bytes.get() + frame.data_ref().map_or(0, |data| data.len() as u64);
                 if bytes > upload.limit.get() {
@@ -193,15 +242,14 @@ impl Body for RequestBody {
                 }
                 upload.bytes.set(bytes);
                 upload.client_paused.set(false);
-                // With a length, and after trailers, the end is known without another look, and hyper takes none.
-                let ended = frame.is_trailers() || incoming.is_end_stream();
+                // With a length, and after trailers, the end is known without another look.
+                let ended = frame.is_trailers() || this.source.is_end_stream();
                 upload.step(if ended { State::Done } else { State::Streaming });
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => {
-                upload.step(State::Failed(Kind::ClientAborted));
-                let detail = error.to_string();
-                Poll::Ready(Some(Err(Error { detail, ..Error::new(Kind::ClientAborted) })))
+            Poll::Ready(Some(Err((kind, detail)))) => {
+                upload.step(State::Failed(kind));
+                Poll::Ready(Some(Err(Error { detail, ..Error::new(kind) })))
             }
             Poll::Ready(None) => {
                 if upload.is_unfinished() {
@@ -217,11 +265,11 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        self.source.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        if self.is_end_stream() { SizeHint::with_exact(0) } else { SizeHint::default() }
     }
 }
 

@@ -9,7 +9,10 @@ mod overlaps;
 mod routes;
 mod upstreams;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
@@ -21,7 +24,7 @@ use super::{
     Config, Report,
     file::AllowInPaths,
     source::{At, Sources},
-    values::OrNone,
+    values::{OrNone, Size, Span},
 };
 use crate::routing::path::{Oddity, PathPolicy};
 
@@ -36,6 +39,7 @@ pub(super) fn check(mut sources: Sources) -> Result<Config, Report> {
     let paths = path_policy(&sources);
     let addresses = addresses(&mut sources);
     let trusted_proxies = trusted_proxies(&mut sources);
+    client_limits(&mut sources);
     upstreams::check_upstreams(&mut sources, addresses.as_ref());
     let defaults = sources.file.defaults.clone();
     if let Some(OrNone::Some(headers)) = &defaults.headers {
@@ -155,6 +159,27 @@ fn address(sources: &mut Sources, at: &At, text: &str) -> Option<SocketAddr> {
         );
     }
     parsed
+}
+
+/// A limit that nothing passes would be an outage; one without an end, none.
+fn client_limits(sources: &mut Sources) {
+    let clients = sources.file.clients.clone();
+    let at = At::root(0).down("clients");
+    let mut bounds = |key: &'static str, holds: bool, found: String, hint: &'static str| {
+        if !holds {
+            sources.error(&at.down(key), format!("limit out of bounds: `{found}`"), hint);
+        }
+    };
+    let size = |size: Size, from: u64, to: u64| (from..=to).contains(&size.0);
+    let seconds = |span: Span, to: u64| span.0 >= Duration::from_millis(100) && span.0 <= Duration::from_secs(to);
+    bounds("max_connections", clients.max_connections >= 1, clients.max_connections.to_string(), "1 or more");
+    bounds("max_streams", clients.max_streams >= 1, clients.max_streams.to_string(), "1 or more");
+    let (header, uri) = (clients.max_header, clients.max_uri);
+    bounds("max_header", size(header, 1024, 1 << 20), header.to_string(), "from `1KiB` to `1MiB`");
+    bounds("max_uri", size(uri, 256, header.0), uri.to_string(), "from `256B` to `max_header`");
+    let (head, idle) = (clients.header_timeout, clients.keep_alive);
+    bounds("header_timeout", seconds(head, 300), head.to_string(), "from `100ms` to `5m`");
+    bounds("keep_alive", seconds(idle, 3600), idle.to_string(), "from `100ms` to `1h`");
 }
 
 fn trusted_proxies(sources: &mut Sources) -> Vec<IpNet> {

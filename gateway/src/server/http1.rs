@@ -1,0 +1,489 @@
+//! One client's connection of HTTP/1.1, from its first request to its last.
+//!
+//! Requests are answered one after the other, in order. While one is answered the
+//! socket is watched, so that a client's leaving reaches the upstream at once. A client that ends only
+//! its own side is told from one that has left by the reset that the next bytes draw
+//! (`docs/decisions/0005-half-close.md`).
+
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf as _, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, Version, header};
+use http_body::Body as _;
+use tokio::{io::AsyncWrite as _, net::TcpStream, time::Instant};
+use tower::Service;
+
+use crate::{
+    context::{ClientConnection, Counted, Exchange, Request, Worker},
+    error::Kind,
+    http1::{
+        body::Decoder,
+        head::{self, Limits, Refused, RequestHead},
+        outbox::Outbox,
+        write::{self, Ending},
+    },
+    inbound::{Inbound, Socket},
+    layers::observe::Observed,
+    snapshot::ClientLimits,
+    timer::Alarm,
+    upstream::upload::{RequestBody, Upload},
+};
+
+/// How long a drain leaves a client between two requests the time to send one.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
+/// What is read of a client that was told to go, at most, before the connection is closed under it.
+const DISCARDED: usize = 1024 * 1024;
+/// Requests that a client may send ahead, in bytes.
+const AHEAD: usize = 64 * 1024;
+/// How soon after its end a client is looked at again: soon at first, then at leisure.
+const LOOK: Duration = Duration::from_millis(20);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A connection.
+pub(super) struct Http1<S> {
+    worker: Rc<Worker>,
+    connection: Rc<ClientConnection>,
+    inbound: Rc<Inbound>,
+    stack: S,
+    limits: ClientLimits,
+    alarm: Alarm,
+    /// When the first byte of a head came, and how many were looked at in vain.
+    begun: Option<(Instant, usize)>,
+    /// Whether an empty line before it was skipped.
+    skipped: bool,
+    /// When the drain was noticed.
+    draining: Option<Instant>,
+    half_closed: Option<HalfClosed>,
+}
+
+/// A client that has ended its side while it is being answered.
+struct HalfClosed {
+    next: Instant,
+    looks: u32,
+}
+
+/// What a request says about its response.
+struct Asked {
+    method: Method,
+    version: Version,
+    keep_alive: bool,
+}
+
+/// What comes next on a connection.
+enum Next {
+    Request(RequestHead),
+    Refused(Kind),
+    Over,
+}
+
+impl<S> Http1<S>
+where
+    S: Service<Request, Response = Response<Observed>, Error = Infallible>,
+    S::Future: Unpin,
+{
+    pub(super) fn new(
+        worker: Rc<Worker>,
+        connection: Rc<ClientConnection>,
+        tcp: TcpStream,
+        limits: ClientLimits,
+        stack: S,
+    ) -> Self {
+        let alarm = worker.timer.alarm();
+        let inbound = Rc::new(Inbound::new(tcp));
+        Self { worker, connection, inbound, stack, limits, alarm, begun: None, skipped: false, draining: None, half_closed: None }
+    }
+
+    /// The socket and what was read of it, for another protocol.
+    pub(super) fn into_parts(self) -> Option<(TcpStream, BytesMut)> {
+        let inbound = Rc::into_inner(self.inbound)?;
+        Some((inbound.tcp.into_inner(), inbound.kept.into_inner()))
+    }
+
+    /// Reads until it is clear whether the client begins with these bytes; nothing where it never says.
+    pub(super) async fn begins_with(&mut self, preface: &[u8]) -> Option<bool> {
+        poll_fn(|cx| {
+            loop {
+                {
+                    let kept = self.inbound.kept.borrow();
+                    if kept.len() >= preface.len() || !preface.starts_with(&kept) {
+                        return Poll::Ready(Some(kept.starts_with(preface)));
+                    }
+                }
+                match self.inbound.poll_read_ahead(cx) {
+                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Ready(_) => return Poll::Ready(None),
+                    Poll::Pending if self.is_late(cx, None) => return Poll::Ready(None),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await
+    }
+
+    /// Serves the connection to its end.
+    pub(super) async fn serve(mut self) {
+        loop {
+            match poll_fn(|cx| self.poll_head(cx)).await {
+                Next::Request(head) => {
+                    if !self.answer(head).await {
+                        return;
+                    }
+                }
+                Next::Refused(refused) => return self.refuse(refused).await,
+                Next::Over => return,
+            }
+        }
+    }
+
+    /// Waits for a request's head.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+        let limits = Limits { head: self.limits.max_header, target: self.limits.max_uri };
+        loop {
+            let mut kept = self.inbound.kept.borrow_mut();
+            // One empty line before a request is a habit of old clients (RFC 9112 §2.2).
+            if !self.skipped && kept.starts_with(b"\r\n") {
+                kept.advance(2);
+                self.skipped = true;
+                self.begun = None;
+            }
+            if !kept.is_empty() {
+                let (since, seen) = self.begun.unwrap_or_else(|| (Instant::now(), 0));
+                let parsed = head::is_whole(&kept, seen)
+                    .and_then(|whole| if whole { head::parse_request(&kept, limits) } else { Ok(None) });
+                match parsed {
+                    Ok(Some((head, length))) => {
+                        kept.advance(length);
+                        if kept.is_empty() {
+                            *kept = BytesMut::new();
+                        }
+                        self.begun = None;
+                        return Poll::Ready(Next::Request(head));
+                    }
+                    Ok(None) if kept.len() > limits.head => return Poll::Ready(Next::Refused(Kind::HeaderTooLarge)),
+                    Ok(None) => self.begun = Some((since, kept.len())),
+                    Err(refused) => return Poll::Ready(Next::Refused(kind(refused))),
+                }
+            }
+            let empty = kept.is_empty();
+            drop(kept);
+            // Nearly always the whole head comes at once: then it is read where it is.
+            let parse = |bytes: &[u8]| {
+                if empty && !bytes.starts_with(b"\r") { head::parse_request(bytes, limits) } else { Ok(None) }
+            };
+            match self.inbound.poll_read_with(cx, parse) {
+                Poll::Ready(Ok((_, Ok(Some(head))))) => return Poll::Ready(Next::Request(head)),
+                Poll::Ready(Ok((_, Err(refused)))) => return Poll::Ready(Next::Refused(kind(refused))),
+                Poll::Ready(Ok((1.., Ok(None)))) => {}
+                // Half a head is nobody's request.
+                Poll::Ready(Ok((0, _)) | Err(_)) => return Poll::Ready(Next::Over),
+                Poll::Pending => {
+                    let since = self.begun.map(|(since, _)| since);
+                    return match self.is_late(cx, since) {
+                        false => Poll::Pending,
+                        true if since.is_some() => Poll::Ready(Next::Refused(Kind::HeaderTimeout)),
+                        true => Poll::Ready(Next::Over),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Whether a client has let its time pass: to begin a request, or to end the head that it began at `since`.
+    fn is_late(&mut self, cx: &Context<'_>, since: Option<Instant>) -> bool {
+        let active = self.connection.active.get();
+        let due = match since {
+            Some(since) => since + self.limits.header_timeout,
+            None => active + self.limits.keep_alive,
+        };
+        let due = if self.worker.draining.get() {
+            let noticed = *self.draining.get_or_insert_with(Instant::now);
+            due.min(noticed.max(active) + LINGER)
+        } else {
+            due
+        };
+        self.alarm.set(due, cx) && Instant::now() >= due
+    }
+
+    /// Answers a head that is no request, and closes.
+    async fn refuse(&mut self, refused: Kind) {
+        let mut http = http::Request::new(RequestBody::empty());
+        // Not a method that anybody sent: what was sent could not be read.
+        *http.method_mut() = Method::from_bytes(b"-").unwrap_or_default();
+        *http.uri_mut() = Uri::from_static("*");
+        let context = Exchange::begin(&self.worker, &self.connection, Some(&self.inbound), &http);
+        context.refused.set(Some(refused));
+        let upload = context.upload.clone();
+        let asked = Asked { method: Method::GET, version: Version::HTTP_11, keep_alive: false };
+        let future = self.stack.call(Request { http, context });
+        if self.respond(future, &asked, &upload).await.is_some() {
+            self.linger(&upload).await;
+        }
+    }
+
+    /// Answers a request; whether another may follow.
+    async fn answer(&mut self, head: RequestHead) -> bool {
+        let RequestHead { request, framing, keep_alive } = head;
+        self.inbound.decoder.set(Decoder::new(framing));
+        let asked = Asked { method: request.method().clone(), version: request.version(), keep_alive };
+        self.inbound.takes_interim.set(asked.version == Version::HTTP_11);
+        let http = request.map(|()| RequestBody::http1(&self.inbound));
+        let context = Exchange::begin(&self.worker, &self.connection, Some(&self.inbound), &http);
+        let upload = context.upload.clone();
+        let future = self.stack.call(Request { http, context });
+        match self.respond(future, &asked, &upload).await {
+            Some(true) => true,
+            Some(false) => {
+                self.linger(&upload).await;
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Waits for a response and writes it; whether the connection stays open, or nothing where it broke.
+    async fn respond(&mut self, mut future: S::Future, asked: &Asked, upload: &Upload) -> Option<bool> {
+        self.half_closed = None;
+        self.skipped = false;
+        let response = poll_fn(|cx| {
+            if let Poll::Ready(result) = Pin::new(&mut future).poll(cx) {
+                return Poll::Ready(match result {
+                    Ok(response) => Some(response),
+                    Err(never) => match never {},
+                });
+            }
+            if let Poll::Ready(Err(_)) = self.inbound.poll_interim(cx) {
+                return Poll::Ready(None);
+            }
+            if self.has_left(cx, upload, false) { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await?;
+        drop(future);
+        let (parts, mut body) = response.into_parts();
+        let (status, mut headers) = (parts.status, parts.headers);
+        let mut outbox = Outbox::new();
+        outbox.flat().append(&mut self.inbound.take_interim());
+        let ending = ending(asked, status, &mut headers, &body);
+        let keep_alive = asked.keep_alive
+            && ending != Ending::Close
+            && !self.worker.draining.get()
+            && (upload.is_done() || (!upload.is_unfinished() && self.inbound.skip_body()));
+        write::response_head(outbox.flat(), status, &headers, asked.version, ending, keep_alive);
+        let mut left = match ending {
+            Ending::Length => headers.get(header::CONTENT_LENGTH).and_then(number),
+            Ending::None => Some(0),
+            Ending::Chunked | Ending::Close => None,
+        };
+        drop(headers);
+        let mut ended = ending == Ending::None;
+        let mut broken = false;
+        let mut stuck: Option<(Instant, u64)> = None;
+        let sent = poll_fn(|cx| {
+            loop {
+                let mut starved = false;
+                while !ended && outbox.has_room() {
+                    match Pin::new(&mut body).poll_frame(cx) {
+                        Poll::Pending => {
+                            starved = true;
+                            break;
+                        }
+                        Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                            Ok(data) => {
+                                if let Some(left) = &mut left {
+                                    match left.checked_sub(data.len() as u64) {
+                                        Some(rest) => *left = rest,
+                                        // More than was promised would be taken for the next response.
+                                        None => (ended, broken) = (true, true),
+                                    }
+                                }
+                                if !broken {
+                                    outbox.push(data, ending == Ending::Chunked);
+                                    ended = left == Some(0);
+                                }
+                            }
+                            Err(frame) => {
+                                if ending == Ending::Chunked {
+                                    write::last_chunk(outbox.flat(), frame.trailers_ref());
+                                }
+                                ended = true;
+                            }
+                        },
+                        Poll::Ready(None) => {
+                            if ending == Ending::Chunked {
+                                write::last_chunk(outbox.flat(), None);
+                            }
+                            ended = true;
+                        }
+                        Poll::Ready(Some(Err(_))) => (ended, broken) = (true, true),
+                    }
+                }
+                broken |= ended && left.is_some_and(|left| left > 0);
+                let flushed = outbox.poll_flush(cx, Pin::new(&mut *self.inbound.tcp.borrow_mut()));
+                match flushed {
+                    Poll::Ready(Ok(())) if ended => return Poll::Ready(Some(())),
+                    Poll::Ready(Ok(())) => stuck = None,
+                    Poll::Ready(Err(_)) => return Poll::Ready(None),
+                    Poll::Pending => {
+                        let late = self.is_stuck(cx, &mut stuck, outbox.taken());
+                        return if late { Poll::Ready(None) } else { Poll::Pending };
+                    }
+                }
+                if starved {
+                    return if self.has_left(cx, upload, true) { Poll::Ready(None) } else { Poll::Pending };
+                }
+            }
+        })
+        .await;
+        if broken && ending == Ending::Close {
+            self.reset();
+        }
+        if broken || sent.is_none() {
+            return None;
+        }
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            self.tunnel(body).await;
+            return None;
+        }
+        // The log's line is written when the body goes, before the next request is read.
+        drop(body);
+        Some(keep_alive)
+    }
+
+    /// Carries bytes both ways after a 101.
+    async fn tunnel(&mut self, body: Observed) {
+        let Some((tunnel, context)) = body.into_tunnel() else { return };
+        let _count = Counted::one(self.worker.store.process.clone(), |process| &process.tunnels);
+        let early = self.inbound.kept.take();
+        let idle = context.route().limits.idle;
+        let down = tunnel.carry(Socket(&self.inbound), early, &self.worker.timer, idle).await;
+        context.sent.set(down);
+    }
+
+    /// Whether the client takes no more of its response for longer than the route lets it pause.
+    fn is_stuck(&mut self, cx: &Context<'_>, stuck: &mut Option<(Instant, u64)>, taken: u64) -> bool {
+        let Some(idle) = self.connection.idle.get() else { return false };
+        let (since, before) = *stuck.get_or_insert_with(|| (Instant::now(), taken));
+        if taken > before {
+            *stuck = Some((Instant::now(), taken));
+        }
+        let due = stuck.map_or(since, |(since, _)| since) + idle;
+        self.alarm.set(due, cx) && Instant::now() >= due
+    }
+
+    /// Whether the client has left. Nothing is looked at before its request is whole: whoever reads the body sees it.
+    fn has_left(&mut self, cx: &mut Context<'_>, upload: &Upload, begun: bool) -> bool {
+        if upload.is_unfinished() || !self.inbound.decoder.get().is_done() {
+            return false;
+        }
+        if self.inbound.ended.get() {
+            return self.has_left_for_good(cx, begun);
+        }
+        while self.inbound.kept.borrow().len() < AHEAD {
+            match self.inbound.poll_read_ahead(cx) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(1..)) => {}
+                // The response has begun: whoever ends its side now is not waiting for the rest.
+                Poll::Ready(Ok(0)) if begun => return true,
+                Poll::Ready(Ok(0)) => return self.has_left_for_good(cx, begun),
+                Poll::Ready(Err(_)) => return true,
+            }
+        }
+        false
+    }
+
+    /// Tells a client that has only ended its side from one that is gone: bytes draw a reset from the latter.
+    fn has_left_for_good(&mut self, cx: &mut Context<'_>, begun: bool) -> bool {
+        let now = Instant::now();
+        let half = self.half_closed.get_or_insert(HalfClosed { next: now + LOOK, looks: 0 });
+        if now >= half.next {
+            half.looks += 1;
+            if half.looks == 1 && !begun {
+                if !self.inbound.takes_interim.get() {
+                    return true;
+                }
+                self.inbound.interim(StatusCode::CONTINUE, &HeaderMap::new());
+                if let Poll::Ready(Err(_)) = self.inbound.poll_interim(cx) {
+                    return true;
+                }
+            } else if !matches!(self.inbound.tcp.borrow().take_error(), Ok(None)) {
+                return true;
+            }
+            half.next = now + if half.looks < 4 { LOOK } else { LOOK_AGAIN };
+        }
+        let next = half.next;
+        self.alarm.set(next, cx);
+        false
+    }
+
+    /// Closes so that the client sees its answer: closing under one that still writes would reset the connection.
+    async fn linger(&mut self, upload: &Upload) {
+        // Somebody may still want the rest of its request, and limits its pauses.
+        poll_fn(|cx| upload.poll_end(cx)).await;
+        if upload.is_done() && self.inbound.decoder.get().is_done() && self.inbound.kept.borrow().is_empty() {
+            return;
+        }
+        let inbound = &self.inbound;
+        let closed = poll_fn(|cx| Pin::new(&mut *inbound.tcp.borrow_mut()).poll_shutdown(cx)).await;
+        if closed.is_err() || inbound.ended.get() {
+            return;
+        }
+        let until = Instant::now() + LINGER;
+        let mut discarded = 0;
+        poll_fn(|cx| {
+            while discarded < DISCARDED {
+                inbound.kept.take();
+                match inbound.poll_read_ahead(cx) {
+                    Poll::Ready(Ok(count @ 1..)) => discarded += count,
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending if self.alarm.set(until, cx) && Instant::now() >= until => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    /// Nothing but a reset tells an HTTP/1.0 client that its body broke off.
+    fn reset(&self) {
+        let _ = socket2::SockRef::from(&*self.inbound.tcp.borrow()).set_linger(Some(Duration::ZERO));
+    }
+}
+
+fn kind(refused: Refused) -> Kind {
+    match refused {
+        Refused::Malformed(why) => Kind::BadRequest(why),
+        Refused::Target => Kind::UriTooLong,
+        Refused::Fields => Kind::HeaderTooLarge,
+        Refused::Version => Kind::Version,
+    }
+}
+
+/// How the client learns where the body ends; says so in the fields where they do not yet.
+fn ending(asked: &Asked, status: StatusCode, headers: &mut HeaderMap, body: &Observed) -> Ending {
+    let bodyless = asked.method == Method::HEAD
+        || status.is_informational()
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED;
+    if bodyless {
+        return Ending::None;
+    }
+    if headers.contains_key(header::CONTENT_LENGTH) {
+        return Ending::Length;
+    }
+    if let Some(length) = body.size_hint().exact() {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        return Ending::Length;
+    }
+    if asked.version == Version::HTTP_11 { Ending::Chunked } else { Ending::Close }
+}
+
+fn number(value: &HeaderValue) -> Option<u64> {
+    value.to_str().ok()?.parse().ok()
+}

@@ -1,0 +1,367 @@
+//! One request and its response on one connection to an upstream.
+//!
+//! Both directions are driven by whoever waits for the response, without a task of
+//! their own: dropping the call closes the connection, and that is how a client's leaving reaches
+//! the upstream. Only an upload that outlives the response's head gets a task (`pool`).
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{HeaderMap, Method, StatusCode};
+use http_body::{Body as _, Frame};
+use tokio::{
+    io::{AsyncRead as _, ReadBuf},
+    time::Instant,
+};
+use tokio_util::io::poll_read_buf;
+
+use super::{connect::Io, upload::RequestBody};
+use crate::{
+    error::Error,
+    http1::{
+        body::{Decoded, Decoder},
+        head::{self, Refused, ResponseHead},
+        outbox::Outbox,
+        with_scratch, write,
+    },
+    inbound::read_size,
+    telemetry::metrics::UpstreamStats,
+};
+
+/// A response's head, at most.
+const MAX_HEAD: usize = 64 * 1024;
+/// Interim responses before a final one, at most.
+const MAX_INTERIM: usize = 100;
+
+/// A connection to an upstream.
+pub struct Wire {
+    io: Io,
+    /// Read, not yet understood.
+    kept: BytesMut,
+    /// When it was made.
+    pub born: Instant,
+    /// When it was last used.
+    pub idle_since: Instant,
+    _open: Open,
+}
+
+impl Wire {
+    /// A new connection, counted until it is closed.
+    pub fn new(io: Io, stats: Arc<UpstreamStats>) -> Self {
+        stats.open.fetch_add(1, Relaxed);
+        let now = Instant::now();
+        Self { io, kept: BytesMut::new(), born: now, idle_since: now, _open: Open(stats) }
+    }
+
+    /// Whether an idle connection is as it was left: neither closed nor spoken on. Asks the system only where the runtime
+    /// has heard of something.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut byte = [0; 1];
+        let mut cx = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.io).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
+    }
+
+    /// Asks the system whether the other side has closed or spoken, which the runtime may not have heard of yet.
+    pub fn was_closed(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit(); 1];
+        let peeked = socket2::SockRef::from(self.io.tcp()).peek(&mut byte);
+        // Encrypted, there may be a message about the session; a close is told in one, too.
+        match peeked {
+            Ok(0) => true,
+            Ok(_) => !self.io.is_encrypted(),
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// The socket and what was read of it, for a tunnel.
+    pub fn into_parts(self) -> (Io, BytesMut) {
+        (self.io, self.kept)
+    }
+}
+
+/// Counts an open connection until it is closed.
+struct Open(Arc<UpstreamStats>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Why a call has no response.
+#[derive(Debug)]
+pub enum Failed {
+    /// The connection broke before a byte of the request was taken.
+    Unsent(String),
+    /// The connection broke before a byte of a response came.
+    Silent(String),
+    /// The connection broke in the middle.
+    Broken(String),
+    /// The request's body broke off.
+    Body(Error),
+    /// What came is no response.
+    Protocol(&'static str),
+}
+
+/// A request on its way, and its response.
+pub struct Call {
+    wire: Option<Wire>,
+    outbox: Outbox,
+    /// What is still to be sent.
+    body: Option<RequestBody>,
+    chunked: bool,
+    decoder: Decoder,
+    reusable: bool,
+    /// Whether anything came back yet.
+    answered: bool,
+    interim: usize,
+    write_error: Option<io::Error>,
+}
+
+impl Call {
+    /// A request whose head is in the outbox.
+    pub fn new(wire: Wire, outbox: Outbox, body: Option<RequestBody>, chunked: bool) -> Self {
+        Self {
+            wire: Some(wire),
+            outbox,
+            body,
+            chunked,
+            decoder: Decoder::Done,
+            reusable: false,
+            answered: false,
+            interim: 0,
+            write_error: None,
+        }
+    }
+
+    /// What a connection that broke has not sent.
+    pub fn take_unsent(mut self) -> (Outbox, Option<RequestBody>) {
+        self.outbox.rewind();
+        (std::mem::replace(&mut self.outbox, Outbox::new()), self.body.take())
+    }
+
+    /// Whether all of the request went out.
+    pub fn is_uploaded(&self) -> bool {
+        self.body.is_none() && self.outbox.is_empty()
+    }
+
+    /// The request is not sent on, and the connection not used again.
+    pub fn give_up(&mut self) {
+        self.body = None;
+        self.reusable = false;
+    }
+
+    /// The connection, where request and response are over and another request may follow.
+    pub fn take_finished(&mut self) -> Option<Wire> {
+        let over = self.reusable && self.decoder.is_done() && self.is_uploaded();
+        // What came after the response answers nothing: the next request must not get it.
+        self.wire.take().filter(|wire| over && wire.kept.is_empty())
+    }
+
+    /// The connection, whatever is on it.
+    pub fn take_wire(&mut self) -> Option<Wire> {
+        self.wire.take()
+    }
+
+    /// Sends on the request.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        let Some(wire) = &mut self.wire else { return Poll::Ready(Ok(())) };
+        loop {
+            let mut starved = false;
+            while let Some(body) = &mut self.body
+                && self.outbox.has_room()
+            {
+                match Pin::new(&mut *body).poll_frame(cx) {
+                    Poll::Pending => {
+                        starved = true;
+                        break;
+                    }
+                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(data) => {
+                            self.outbox.push(data, self.chunked);
+                            if !self.chunked && body.is_end_stream() {
+                                self.body = None;
+                            }
+                        }
+                        Err(frame) => {
+                            if self.chunked {
+                                write::last_chunk(self.outbox.flat(), frame.trailers_ref());
+                            }
+                            self.body = None;
+                        }
+                    },
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Failed::Body(error))),
+                    Poll::Ready(None) => {
+                        if self.chunked {
+                            write::last_chunk(self.outbox.flat(), None);
+                        }
+                        self.body = None;
+                    }
+                }
+            }
+            if let Err(error) = ready!(self.outbox.poll_flush(cx, Pin::new(&mut wire.io))) {
+                let told = error.to_string();
+                self.write_error = Some(error);
+                let failed = if self.outbox.taken() == 0 { Failed::Unsent(told) } else { Failed::Broken(told) };
+                return Poll::Ready(Err(failed));
+            }
+            if self.body.is_none() {
+                return Poll::Ready(Ok(()));
+            }
+            if starved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Sends, and waits for the head of the final response.
+    pub fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        method: &Method,
+        interim: &impl Fn(StatusCode, &HeaderMap),
+    ) -> Poll<Result<ResponseHead, Failed>> {
+        if self.write_error.is_none() && !self.is_uploaded() {
+            match self.poll_upload(cx) {
+                // It may have said why before it closed: what it said is read below.
+                Poll::Ready(Err(Failed::Broken(_))) => self.give_up(),
+                Poll::Ready(Err(failed)) => return Poll::Ready(Err(failed)),
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        loop {
+            let head = ready!(self.poll_read_head(cx, method))?;
+            if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+                self.interim += 1;
+                if self.interim > MAX_INTERIM {
+                    return Poll::Ready(Err(Failed::Protocol("too many interim responses")));
+                }
+                interim(head.status, &head.headers);
+                continue;
+            }
+            self.decoder = Decoder::new(head.framing);
+            self.reusable = head.keep_alive
+                && self.write_error.is_none()
+                && head.status != StatusCode::SWITCHING_PROTOCOLS;
+            return Poll::Ready(Ok(head));
+        }
+    }
+
+    fn poll_read_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        method: &Method,
+    ) -> Poll<Result<ResponseHead, Failed>> {
+        let Some(wire) = &mut self.wire else { return Poll::Pending };
+        let refused = |refused| match refused {
+            Refused::Malformed(why) => Failed::Protocol(why),
+            Refused::Fields | Refused::Target => Failed::Protocol("the response's head is too large"),
+            Refused::Version => Failed::Protocol("another version of HTTP than 1.0 and 1.1"),
+        };
+        // An interim response may have brought the next along.
+        let mut seen = 0;
+        loop {
+            if !wire.kept.is_empty() && head::is_whole(&wire.kept, seen).map_err(refused)? {
+                if let Some((head, length)) = head::parse_response(&wire.kept, MAX_HEAD, method).map_err(refused)? {
+                    wire.kept.advance(length);
+                    return Poll::Ready(Ok(head));
+                }
+            }
+            if wire.kept.len() > MAX_HEAD {
+                return Poll::Ready(Err(refused(Refused::Fields)));
+            }
+            seen = wire.kept.len();
+            let read = with_scratch(|scratch| {
+                let mut buffer = ReadBuf::new(scratch);
+                ready!(Pin::new(&mut wire.io).poll_read(cx, &mut buffer)).map_err(Ok)?;
+                let bytes = buffer.filled();
+                // Nearly always the whole head comes at once: then it is read where it is.
+                if wire.kept.is_empty()
+                    && !bytes.is_empty()
+                    && let Some((head, length)) = head::parse_response(bytes, MAX_HEAD, method).map_err(Err)?
+                {
+                    wire.kept.extend_from_slice(&bytes[length..]);
+                    return Poll::Ready(Ok((bytes.len(), Some(head))));
+                }
+                wire.kept.extend_from_slice(bytes);
+                Poll::Ready(Ok::<_, Result<io::Error, Refused>>((bytes.len(), None)))
+            });
+            match ready!(read) {
+                Ok((0, _)) => {
+                    let told = self.write_error.as_ref().map_or("it closed the connection".to_owned(), io::Error::to_string);
+                    return Poll::Ready(Err(self.broken(told)));
+                }
+                Ok((_, head)) => {
+                    self.answered = true;
+                    if let Some(head) = head {
+                        return Poll::Ready(Ok(head));
+                    }
+                }
+                Err(Ok(error)) => return Poll::Ready(Err(self.broken(error.to_string()))),
+                Err(Err(malformed)) => {
+                    self.answered = true;
+                    return Poll::Ready(Err(refused(malformed)));
+                }
+            }
+        }
+    }
+
+    fn broken(&self, told: String) -> Failed {
+        if self.answered {
+            Failed::Broken(told)
+        } else if self.outbox.taken() == 0 {
+            Failed::Unsent(told)
+        } else {
+            Failed::Silent(told)
+        }
+    }
+
+    /// Whether the response's body is over.
+    pub fn is_downloaded(&self) -> bool {
+        self.decoder.is_done()
+    }
+
+    /// The next piece of the response's body.
+    pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+        let Some(wire) = &mut self.wire else { return Poll::Ready(None) };
+        loop {
+            match self.decoder.decode(&mut wire.kept) {
+                Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Decoded::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Ok(Decoded::End) => return Poll::Ready(None),
+                Ok(Decoded::More) => {}
+                Err(Refused::Malformed(why)) => return Poll::Ready(Some(Err(BrokenBody::Protocol(why)))),
+                Err(_) => return Poll::Ready(Some(Err(BrokenBody::Protocol("malformed body")))),
+            }
+            wire.kept.reserve(read_size(self.decoder));
+            let polled = poll_read_buf(Pin::new(&mut wire.io), cx, &mut wire.kept);
+            if wire.kept.is_empty() {
+                // Whoever waits holds no buffer.
+                wire.kept = BytesMut::new();
+            }
+            match ready!(polled) {
+                Ok(0) if self.decoder == Decoder::Close => {
+                    self.decoder = Decoder::Done;
+                    return Poll::Ready(None);
+                }
+                Ok(0) => return Poll::Ready(Some(Err(BrokenBody::Cut("it closed the connection".to_owned())))),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Some(Err(BrokenBody::Cut(error.to_string())))),
+            }
+        }
+    }
+}
+
+/// Why a body has no end.
+#[derive(Debug)]
+pub enum BrokenBody {
+    /// The connection ended first.
+    Cut(String),
+    /// What came is no body.
+    Protocol(&'static str),
+}

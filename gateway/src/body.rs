@@ -8,7 +8,10 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::{error::Error, upstream::{download::UpstreamBody, tunnel::Tunnel}};
+use crate::{
+    error::Error,
+    upstream::{download::UpstreamBody, tunnel::Tunnel},
+};
 
 /// A response's body.
 pub enum ResponseBody {

@@ -6,13 +6,9 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    fmt::Write as _,
     net::{IpAddr, SocketAddr},
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::Ordering::Relaxed,
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -41,7 +37,7 @@ use crate::{
 /// A request on its way through the layers.
 pub struct Request {
     /// The message.
-    pub http: http::Request<RequestBody>,
+    pub http: Box<http::Request<RequestBody>>,
     /// What is known of it.
     pub context: Context,
 }
@@ -79,14 +75,57 @@ pub struct Worker {
     pub timer: Timer,
     /// Its end of the access log.
     pub log: AccessLog,
+    /// What requests carry on that have been here.
+    pub via: Via,
     /// What runs.
     pub store: Arc<Store>,
     /// Whether responses are a connection's last.
     pub draining: Cell<bool>,
     local: RefCell<Rc<Local>>,
     random: Cell<u64>,
-    second: RefCell<(u64, String)>,
+    wall: RefCell<Wall>,
 }
+
+/// What the clock on the wall said at one moment of the other, and the text of its second.
+struct Wall {
+    at: Instant,
+    then: SystemTime,
+    second: u64,
+    text: String,
+}
+
+/// The gateway's name in `Via`, its own among all gateways: a request that brings it has been here (RFC 9110 §7.6.3).
+pub struct Via {
+    name: String,
+    values: [HeaderValue; 3],
+}
+
+impl Via {
+    fn new(id: u32) -> Self {
+        let name = format!("gw-{id:08x}");
+        let value = |version: &str| {
+            HeaderValue::try_from(format!("{version} {name}")).unwrap_or(HeaderValue::from_static("1.1 gw"))
+        };
+        Self { values: [value("1.1"), value("1.0"), value("2.0")], name }
+    }
+
+    /// The value for a request that came by this version.
+    pub fn of(&self, version: Version) -> HeaderValue {
+        match version {
+            Version::HTTP_10 => self.values[1].clone(),
+            Version::HTTP_2 => self.values[2].clone(),
+            _ => self.values[0].clone(),
+        }
+    }
+
+    /// Whether a value has it.
+    pub fn is_in(&self, value: &[u8]) -> bool {
+        value.split(|byte| b", \t".contains(byte)).any(|word| word == self.name.as_bytes())
+    }
+}
+
+/// How long a look at the clock on the wall is believed.
+const WALL: Duration = Duration::from_secs(1);
 
 impl Worker {
     /// A worker on this thread.
@@ -97,11 +136,17 @@ impl Worker {
             index,
             timer: Timer::start(),
             log,
+            via: Via::new(store.process.id),
             store,
             draining: Cell::new(false),
             local: RefCell::new(Rc::new(Local { snapshot, pools })),
             random: Cell::new(seed),
-            second: RefCell::default(),
+            wall: RefCell::new(Wall {
+                at: Instant::now(),
+                then: SystemTime::now(),
+                second: u64::MAX,
+                text: String::new(),
+            }),
         })
     }
 
@@ -134,20 +179,24 @@ impl Worker {
         z ^ (z >> 31)
     }
 
-    /// A moment as RFC 3339 with milliseconds; the seconds are formatted once each.
-    fn with_time<T>(&self, then: SystemTime, write: impl FnOnce(&str) -> T) -> T {
-        let since = then.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut cached = self.second.borrow_mut();
-        if cached.0 != since.as_secs() || cached.1.is_empty() {
+    /// A moment as RFC 3339 has its second, and its milliseconds. The wall is looked at, and a second formatted, once each.
+    fn with_time<T>(&self, moment: Instant, write: impl FnOnce((&str, u32)) -> T) -> T {
+        let mut wall = self.wall.borrow_mut();
+        if moment.saturating_duration_since(wall.at) > WALL {
+            (wall.at, wall.then) = (Instant::now(), SystemTime::now());
+        }
+        let then = wall.then.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = match moment.checked_duration_since(wall.at) {
+            Some(after) => then + after,
+            None => then.saturating_sub(wall.at.duration_since(moment)),
+        };
+        if wall.second != since.as_secs() {
             let second = i64::try_from(since.as_secs()).ok().and_then(|s| jiff::Timestamp::from_second(s).ok());
             let text = second.map(|second| second.to_string()).unwrap_or_default();
-            *cached = (since.as_secs(), text.trim_end_matches('Z').to_owned());
+            text.trim_end_matches('Z').clone_into(&mut wall.text);
+            wall.second = since.as_secs();
         }
-        let length = cached.1.len();
-        let _ = write!(cached.1, ".{:03}Z", since.subsec_millis());
-        let result = write(&cached.1);
-        cached.1.truncate(length);
-        result
+        write((&wall.text, since.subsec_millis()))
     }
 }
 
@@ -161,6 +210,8 @@ pub struct ClientConnection {
     pub in_flight: Cell<usize>,
     /// When the last request began or ended.
     pub active: Cell<Instant>,
+    /// The last host asked on it, and `Forwarded` as it was said then.
+    pub forwarded: RefCell<Option<(HeaderValue, HeaderValue)>>,
     /// How long its writes may be stuck: the idle limit of its last request.
     pub idle: Cell<Option<Duration>>,
     /// Since when HTTP/2 streams hold a frame that their client's window has no room for.
@@ -175,6 +226,7 @@ impl ClientConnection {
             peer_value: value,
             in_flight: Cell::new(0),
             active: Cell::new(Instant::now()),
+            forwarded: RefCell::default(),
             idle: Cell::new(Some(Duration::from_mins(1))),
             held: RefCell::default(),
         }
@@ -182,6 +234,11 @@ impl ClientConnection {
 }
 
 impl ClientConnection {
+    /// Whether its last request asked this host, so that it needs no second look.
+    pub fn has_said(&self, host: &HeaderValue) -> bool {
+        self.forwarded.borrow().as_ref().is_some_and(|(before, _)| before == host)
+    }
+
     /// For how long a stream has held a frame that its client's window has no room for.
     pub fn held_for(&self) -> Option<Duration> {
         self.held.borrow().iter().map(|(_, since)| since.elapsed()).max()
@@ -198,7 +255,6 @@ pub struct Exchange {
     pub connection: Rc<ClientConnection>,
     /// When it began.
     pub started: Instant,
-    wall: SystemTime,
     /// The method, as it came.
     pub method: Method,
     /// The target, as it came.
@@ -268,7 +324,6 @@ impl Exchange {
             worker: worker.clone(),
             connection: connection.clone(),
             started: now,
-            wall: SystemTime::now(),
             method: request.method().clone(),
             uri: request.uri().clone(),
             version: request.version(),
@@ -327,9 +382,10 @@ impl Exchange {
     }
 
     fn finish(&self) {
-        let duration = self.started.elapsed();
+        let now = Instant::now();
+        let duration = now.duration_since(self.started);
         self.connection.in_flight.set(self.connection.in_flight.get() - 1);
-        self.connection.active.set(Instant::now());
+        self.connection.active.set(now);
         let route = self.route();
         let status = self.status.get();
         let class = match http::StatusCode::from_u16(status) {
@@ -342,18 +398,22 @@ impl Exchange {
         if self.counted.get() {
             route.stats.end(self.worker.index, self.arm.get());
         }
-        let text = |value: Option<&HeaderValue>| {
-            value.and_then(|value| value.to_str().ok().map(str::to_owned)).unwrap_or_default()
-        };
         let failure = self.failure.borrow();
-        let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
-        self.worker.with_time(self.wall, |time| {
+        let client = self.client.get();
+        let told;
+        let client = if client == self.connection.peer.ip() {
+            self.connection.peer_value.as_bytes()
+        } else {
+            told = client.to_string();
+            told.as_bytes()
+        };
+        self.worker.with_time(self.started, |time| {
             self.worker.log.write(&Line {
                 time,
-                request_id: &text(self.request_id.get()),
-                client: self.client.get(),
+                request_id: self.request_id.get().map_or(b"", HeaderValue::as_bytes),
+                client,
                 method: self.method.as_str(),
-                host: &text(self.host.get()),
+                host: self.host.get().map_or(b"", HeaderValue::as_bytes),
                 path: self.uri.path(),
                 protocol: if self.version == Version::HTTP_2 {
                     "HTTP/2.0"
@@ -369,8 +429,8 @@ impl Exchange {
                 why: self.why.get().word(),
                 bucket: self.bucket.get(),
                 upstream: self.upstream().map(|upstream| &*upstream.name),
-                duration_ms: millis(duration),
-                head_ms: self.head.get().map(millis),
+                duration,
+                head: self.head.get(),
                 bytes_in: self.upload.bytes(),
                 bytes_out: self.sent.get(),
                 complete: self.complete.get(),

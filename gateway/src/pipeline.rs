@@ -23,7 +23,8 @@ use crate::{
 };
 
 /// The stack that every request goes through.
-pub fn pipeline() -> impl Service<Request, Response = Response<Observed>, Error = Infallible, Future: Unpin + 'static> + Clone {
+pub fn pipeline()
+-> impl Service<Request, Response = Response<Observed>, Error = Infallible, Future: Unpin + 'static> + Clone {
     ServiceBuilder::new()
         // Sees every outcome, refusals and panics too; ends when the response's body ends.
         .layer(layer_fn(Observe::new))

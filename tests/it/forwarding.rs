@@ -34,7 +34,7 @@ async fn a_stranger_cannot_say_who_it_is() {
     assert_eq!(got.field("x-forwarded-host"), "shop.example.com");
     assert_eq!(got.field("forwarded"), "for=127.0.0.1;proto=http;host=\"shop.example.com\"");
     assert_eq!(got.field("host"), "shop.example.com");
-    assert_eq!(got.field("via"), "1.1 gw");
+    assert!(got.field("via").starts_with("1.1 gw-"));
     assert_eq!(got.field("x-request-id").len(), 32);
     for name in [
         "x-forwarded-port",
@@ -150,9 +150,10 @@ async fn targets_in_every_form_reach_the_origin_in_one() {
 async fn old_clients_and_new_ones_are_served() {
     let (legacy, gateway) = alone("").await;
     let got = raw(gateway.address, b"GET /old HTTP/1.0\r\n\r\n", |_| false).await;
-    assert!(got.starts_with("HTTP/1.0 200") && got.ends_with("legacy"), "{got}");
+    assert!(got.starts_with("HTTP/1.1 200") && got.ends_with("legacy"), "{got}");
     let received = legacy.last();
-    assert_eq!((received.field("via"), received.field("host")), ("1.0 gw".to_owned(), legacy.address.to_string()));
+    assert!(received.field("via").starts_with("1.0 gw-"));
+    assert_eq!(received.field("host"), legacy.address.to_string());
 
     let tcp = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
     let executor = hyper_util::rt::TokioExecutor::new();
@@ -169,7 +170,7 @@ async fn old_clients_and_new_ones_are_served() {
     let received = legacy.last();
     assert_eq!(received.line(), "POST /new?a=b HTTP/1.1");
     assert_eq!((received.field("host").as_str(), received.field("cookie").as_str()), ("shop.example.com", "a=1; b=2"));
-    assert_eq!((received.body.as_slice(), received.field("via").as_str()), (&b"body"[..], "2.0 gw"));
+    assert!(received.body == b"body" && received.field("via").starts_with("2.0 gw-"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -178,8 +178,9 @@ fn trailers(bytes: &mut BytesMut, seen: usize) -> Result<Option<HeaderMap>, Refu
         let over = bytes.len() > MAX_TRAILERS;
         return if over { Err(Refused::Malformed("the trailers are too large")) } else { Ok(None) };
     }
-    let parsed = parse_trailers(bytes, MAX_TRAILERS)
-        .map_err(|refused| if refused == Refused::Fields { Refused::Malformed("the trailers are too large") } else { refused })?;
+    let parsed = parse_trailers(bytes, MAX_TRAILERS).map_err(|refused| {
+        if refused == Refused::Fields { Refused::Malformed("the trailers are too large") } else { refused }
+    })?;
     Ok(parsed.map(|(trailers, length)| {
         bytes.advance(length);
         trailers

@@ -4,6 +4,8 @@
 //! anything but CRLF, whitespace where none belongs, folded lines, controls in values, several or odd
 //! lengths, a length beside a transfer coding, codings other than a single `chunked`.
 
+use std::cell::{Cell, RefCell};
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use memchr::{memchr, memmem};
@@ -112,13 +114,14 @@ pub fn parse_request(bytes: &[u8], limits: Limits) -> Result<Option<(RequestHead
     let mut lines = Lines::new(bytes, limits.head);
     let Some(line) = lines.next()? else { return Ok(None) };
     let (method, target, minor) = request_line(line, limits.target)?;
-    let Some(length) = lines.rest()? else { return Ok(None) };
+    let Some(spots) = lines.fields()? else { return Ok(None) };
+    let length = lines.at;
     // The fields point into one copy of the head, so that the buffer is free again.
     let head = Bytes::copy_from_slice(&bytes[..length]);
     let mut framing = Seen::default();
-    let mut headers = HeaderMap::with_capacity(16);
-    fields(&head, lines.first, |name, value| {
-        if framing.note(&name, &value)? {
+    let mut headers = take_map();
+    spots.read(&head, |name, length, value| {
+        if framing.note(&name, length, &value)? {
             headers.append(name, value);
         }
         Ok(())
@@ -148,22 +151,19 @@ pub fn parse_request(bytes: &[u8], limits: Limits) -> Result<Option<(RequestHead
 /// Reads a response's head; how many bytes it took, or nothing where it is not whole.
 ///
 /// Fields of the upstream's connection are left out, with all that `Connection` names.
-pub fn parse_response(
-    bytes: &[u8],
-    limit: usize,
-    method: &Method,
-) -> Result<Option<(ResponseHead, usize)>, Refused> {
+pub fn parse_response(bytes: &[u8], limit: usize, method: &Method) -> Result<Option<(ResponseHead, usize)>, Refused> {
     let mut lines = Lines::new(bytes, limit);
     let Some(line) = lines.next()? else { return Ok(None) };
     let (status, minor) = status_line(line)?;
-    let Some(length) = lines.rest()? else { return Ok(None) };
+    let Some(spots) = lines.fields()? else { return Ok(None) };
+    let length = lines.at;
     let head = Bytes::copy_from_slice(&bytes[..length]);
     let mut framing = Seen { lenient_length: true, ..Seen::default() };
-    let mut headers = HeaderMap::with_capacity(16);
+    let mut headers = take_map();
     let mut named = Vec::new();
     let mut upgrade = None;
-    fields(&head, lines.first, |name, value| {
-        let kept = framing.note(&name, &value)?;
+    spots.read(&head, |name, length, value| {
+        let kept = framing.note(&name, length, &value)?;
         if !crate::fields::is_hop_by_hop(name.as_str()) {
             if kept {
                 headers.append(name, value);
@@ -198,10 +198,11 @@ pub fn parse_response(
 /// Reads the fields after a last chunk; how many bytes they took, or nothing where they are not whole.
 pub fn parse_trailers(bytes: &[u8], limit: usize) -> Result<Option<(HeaderMap, usize)>, Refused> {
     let mut lines = Lines::new(bytes, limit);
-    let Some(length) = lines.rest()? else { return Ok(None) };
+    let Some(spots) = lines.fields()? else { return Ok(None) };
+    let length = lines.at;
     let head = Bytes::copy_from_slice(&bytes[..length]);
     let mut headers = HeaderMap::new();
-    fields(&head, 0, |name, value| {
+    spots.read(&head, |name, _, value| {
         if !crate::fields::is_forbidden_in_trailers(&name) {
             headers.append(name, value);
         }
@@ -214,14 +215,12 @@ pub fn parse_trailers(bytes: &[u8], limit: usize) -> Result<Option<(HeaderMap, u
 struct Lines<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// Where the line after the first begins.
-    first: usize,
     limit: usize,
 }
 
 impl<'a> Lines<'a> {
     fn new(bytes: &'a [u8], limit: usize) -> Self {
-        Self { bytes, at: 0, first: 0, limit }
+        Self { bytes, at: 0, limit }
     }
 
     /// The next line without its end.
@@ -234,24 +233,89 @@ impl<'a> Lines<'a> {
         if self.at > self.limit {
             return Err(Refused::Fields);
         }
-        if self.first == 0 {
-            self.first = self.at;
-        }
         match rest[..lf].split_last() {
             Some((b'\r', line)) => Ok(Some(line)),
             _ => Err(Refused::Malformed("a line ends in LF alone; end each in CRLF")),
         }
     }
 
-    /// Skips to the end of the head: its length.
-    fn rest(&mut self) -> Result<Option<usize>, Refused> {
+    /// Finds the fields up to the empty line, if it is there.
+    fn fields(&mut self) -> Result<Option<Spots>, Refused> {
+        let mut spots = Spots(SPOTS.take());
         loop {
-            match self.next()? {
-                None => return Ok(None),
-                Some([]) => return Ok(Some(self.at)),
-                Some(_) => {}
+            let from = self.at;
+            let Some(line) = self.next()? else { return Ok(None) };
+            let Some(first) = line.first() else { return Ok(Some(spots)) };
+            if is_blank(*first) {
+                return Err(Refused::Malformed("a folded line; put each field on one line"));
             }
+            let colon = memchr(b':', line).ok_or(Refused::Malformed("a field without a colon"))?;
+            if spots.0.len() == MAX_FIELDS {
+                return Err(Refused::Fields);
+            }
+            spots.0.push((from, from + colon, from + line.len()));
         }
+    }
+}
+
+/// Where the fields of a head are: a name's begin, its colon, and its value's end.
+struct Spots(Vec<(usize, usize, usize)>);
+
+thread_local! {
+    static SPOTS: Cell<Vec<(usize, usize, usize)>> = const { Cell::new(Vec::new()) };
+    static MAPS: RefCell<Vec<HeaderMap>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Drop for Spots {
+    fn drop(&mut self) {
+        self.0.clear();
+        let _ = SPOTS.try_with(|spots| spots.set(std::mem::take(&mut self.0)));
+    }
+}
+
+/// Maps that wait for their next message, at most.
+const SPARE: usize = 64;
+
+/// An empty map, if possible one that has been used: making one costs more than all lookups in it.
+fn take_map() -> HeaderMap {
+    MAPS.with_borrow_mut(Vec::pop).unwrap_or_else(|| HeaderMap::with_capacity(16))
+}
+
+/// Keeps the map of a message that was written.
+pub fn reuse_map(mut map: HeaderMap) {
+    if map.capacity() > 2 * MAX_FIELDS {
+        return;
+    }
+    MAPS.with_borrow_mut(|maps| {
+        if maps.len() < SPARE {
+            map.clear();
+            maps.push(map);
+        }
+    });
+}
+
+impl Spots {
+    /// Reads them out of the head.
+    fn read(
+        &self,
+        head: &Bytes,
+        mut each: impl FnMut(HeaderName, usize, HeaderValue) -> Result<(), Refused>,
+    ) -> Result<(), Refused> {
+        for (begin, colon, end) in &self.0 {
+            let name = HeaderName::from_bytes(&head[*begin..*colon])
+                .map_err(|_| Refused::Malformed("a field name with a space or another character that is no token"))?;
+            let (mut from, mut to) = (*colon + 1, *end);
+            while from < to && is_blank(head[from]) {
+                from += 1;
+            }
+            while to > from && is_blank(head[to - 1]) {
+                to -= 1;
+            }
+            let value = HeaderValue::from_maybe_shared(head.slice(from..to))
+                .map_err(|_| Refused::Malformed("a control character in a field's value"))?;
+            each(name, colon - begin, value)?;
+        }
+        Ok(())
     }
 }
 
@@ -305,46 +369,6 @@ fn status_line(line: &[u8]) -> Result<(StatusCode, u8), Refused> {
     Ok((status, minor))
 }
 
-/// Reads the lines of fields up to the empty one.
-fn fields(
-    head: &Bytes,
-    mut at: usize,
-    mut each: impl FnMut(HeaderName, HeaderValue) -> Result<(), Refused>,
-) -> Result<(), Refused> {
-    let mut count = 0;
-    loop {
-        let rest = &head[at..];
-        // The head is whole, and each of its lines ends in CRLF.
-        let end = memchr(b'\n', rest).map_or(rest.len(), |lf| lf.saturating_sub(1));
-        let line = &rest[..end];
-        if line.is_empty() {
-            return Ok(());
-        }
-        count += 1;
-        if count > MAX_FIELDS {
-            return Err(Refused::Fields);
-        }
-        if is_blank(line[0]) {
-            return Err(Refused::Malformed("a folded line; put each field on one line"));
-        }
-        let colon = memchr(b':', line).ok_or(Refused::Malformed("a field without a colon"))?;
-        let name = HeaderName::from_bytes(&line[..colon])
-            .map_err(|_| Refused::Malformed("a field name with a space or another character that is no token"))?;
-        let mut from = colon + 1;
-        while from < end && is_blank(line[from]) {
-            from += 1;
-        }
-        let mut to = end;
-        while to > from && is_blank(line[to - 1]) {
-            to -= 1;
-        }
-        let value = HeaderValue::from_maybe_shared(head.slice(at + from..at + to))
-            .map_err(|_| Refused::Malformed("a control character in a field's value"))?;
-        each(name, value)?;
-        at += end + 2;
-    }
-}
-
 fn is_blank(byte: u8) -> bool {
     byte == b' ' || byte == b'\t'
 }
@@ -361,11 +385,15 @@ struct Seen {
 }
 
 impl Seen {
-    /// Notes a field; whether it is to be kept.
-    fn note(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<bool, Refused> {
+    /// Notes a field; whether it is to be kept. `length` is its name's.
+    fn note(&mut self, name: &HeaderName, length: usize, value: &HeaderValue) -> Result<bool, Refused> {
+        // Told apart by length first: this runs for every field of every message.
+        if !matches!(length, 10 | 14 | 17) {
+            return Ok(true);
+        }
         if *name == header::CONTENT_LENGTH {
-            let length =
-                length(value.as_bytes()).ok_or(Refused::Malformed("malformed `Content-Length`; send one number"))?;
+            let length = self::length(value.as_bytes())
+                .ok_or(Refused::Malformed("malformed `Content-Length`; send one number"))?;
             return match self.length.replace(length) {
                 None => Ok(true),
                 Some(before) if self.lenient_length && before == length => Ok(false),

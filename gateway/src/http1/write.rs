@@ -9,8 +9,8 @@ use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 pub enum Ending {
     /// There is no body.
     None,
-    /// By the length in its head.
-    Length,
+    /// After so many bytes.
+    Length(u64),
     /// By a last chunk.
     Chunked,
     /// By the end of the connection.
@@ -30,26 +30,47 @@ pub fn request_head(out: &mut Vec<u8>, parts: &http::request::Parts) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes a response's head, with a `Date` where it has none.
-pub fn response_head(
-    out: &mut Vec<u8>,
-    status: StatusCode,
-    headers: &HeaderMap,
-    version: Version,
-    ending: Ending,
-    keep_alive: bool,
-) {
+/// What a response's fields say about its framing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Told {
+    /// The length.
+    pub length: Option<u64>,
+    date: bool,
+    connection: bool,
+}
+
+/// Begins a response's head: the status and its fields. What they say decides how it ends.
+pub fn begin_response(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) -> Told {
+    let mut told = Told::default();
     status_line(out, status);
-    fields(out, headers);
-    if !headers.contains_key(header::DATE) && !status.is_informational() {
+    for (name, value) in headers {
+        if *name == header::CONTENT_LENGTH {
+            told.length = value.to_str().ok().and_then(|text| text.parse().ok());
+        } else if *name == header::DATE {
+            told.date = true;
+        } else if *name == header::CONNECTION {
+            told.connection = true;
+        }
+        field(out, name.as_str().as_bytes(), value);
+    }
+    told
+}
+
+/// Ends it: with a length or a coding where the fields told none, a `Date` where they had none.
+pub fn end_response(out: &mut Vec<u8>, told: Told, version: Version, ending: Ending, keep_alive: bool) {
+    if !told.date {
         out.extend_from_slice(b"date: ");
         with_date(|date| out.extend_from_slice(date));
         out.extend_from_slice(b"\r\n");
     }
-    if ending == Ending::Chunked {
-        out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+    match ending {
+        Ending::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+        Ending::Length(length) if told.length.is_none() => {
+            let _ = write!(out, "content-length: {length}\r\n");
+        }
+        Ending::Length(_) | Ending::None | Ending::Close => {}
     }
-    if !headers.contains_key(header::CONNECTION) {
+    if !told.connection {
         if !keep_alive {
             out.extend_from_slice(b"connection: close\r\n");
         } else if version == Version::HTTP_10 {

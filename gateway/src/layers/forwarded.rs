@@ -8,7 +8,7 @@ use std::{fmt::Write as _, net::IpAddr};
 
 use http::{HeaderMap, HeaderValue, header};
 
-use crate::{fields, snapshot::Snapshot};
+use crate::{context::ClientConnection, fields, snapshot::Snapshot};
 
 /// What the fields came to.
 pub(super) struct Client {
@@ -23,18 +23,23 @@ pub(super) struct Client {
 /// Writes the fields for the upstream. `trusted` says whether what is there may be believed.
 pub(super) fn apply(
     headers: &mut HeaderMap,
-    peer: IpAddr,
-    peer_value: &HeaderValue,
+    connection: &ClientConnection,
     host: &HeaderValue,
     trusted: bool,
     snapshot: &Snapshot,
 ) -> Client {
+    let peer = connection.peer.ip();
     if !trusted {
-        headers.insert(fields::X_FORWARDED_FOR, peer_value.clone());
+        headers.insert(fields::X_FORWARDED_FOR, connection.peer_value.clone());
         headers.insert(fields::X_FORWARDED_PROTO, HeaderValue::from_static("http"));
         headers.insert(fields::X_FORWARDED_HOST, host.clone());
-        if let Some(value) = forwarded(&[peer], "http", host.to_str().unwrap_or_default()) {
-            headers.insert(header::FORWARDED, value);
+        // A client asks one host again and again.
+        let mut said = connection.forwarded.borrow_mut();
+        if said.as_ref().is_none_or(|(before, _)| before != host) {
+            *said = forwarded(&[peer], "http", host.to_str().unwrap_or_default()).map(|value| (host.clone(), value));
+        }
+        if let Some((_, value)) = &*said {
+            headers.insert(header::FORWARDED, value.clone());
         }
         return Client { address: peer, https: false, asked: host.clone() };
     }

@@ -71,7 +71,7 @@ fn translate_request(request: &mut Request) -> Result<(), Error> {
         }
     }
     // An HTTP/1.0 client need not name a host; HTTP/1.1 must (RFC 9112 §3.2).
-    if http.headers().get(header::HOST).is_some_and(HeaderValue::is_empty)
+    if context.host.get().is_some_and(HeaderValue::is_empty)
         && let Some(upstream) = context.upstream()
     {
         http.headers_mut().insert(header::HOST, upstream.authority.clone());
@@ -97,27 +97,28 @@ fn strip_prefix<B>(request: &mut http::Request<B>, rewrite: &Rewrite, context: &
 }
 
 fn translate_response(headers: &mut HeaderMap, context: &Exchange) {
-    if let (Some(upstream), Some(host)) = (context.upstream(), context.asked.get().and_then(|host| host.to_str().ok()))
-    {
-        let view = View {
-            upstream,
-            addresses: &context.snapshot().addresses,
-            scheme: if context.https.get() { "https" } else { "http" },
-            host,
-            prefix: rewrite(context).and_then(|rewrite| rewrite.prefix_text.as_deref()),
-        };
-        disguise(headers, view);
-    }
+    disguise(headers, context);
     context.route().edit_response.apply(headers);
 }
 
+fn view(context: &Exchange) -> Option<View<'_>> {
+    Some(View {
+        upstream: context.upstream()?,
+        addresses: &context.snapshot().addresses,
+        scheme: if context.https.get() { "https" } else { "http" },
+        host: context.asked.get()?.to_str().ok()?,
+        prefix: rewrite(context).and_then(|rewrite| rewrite.prefix_text.as_deref()),
+    })
+}
+
 /// Takes the upstream's own address out of the fields that clients follow.
-fn disguise(headers: &mut HeaderMap, view: View<'_>) {
+fn disguise(headers: &mut HeaderMap, context: &Exchange) {
     // One pass finds out that there is nothing to do, as in nearly every answer.
     let mut cookies = false;
     for (name, value) in headers.iter_mut() {
         if *name == header::LOCATION || *name == header::CONTENT_LOCATION {
-            let changed = value.to_str().ok().and_then(|text| view.location(text)).map(HeaderValue::try_from);
+            let text = value.to_str().ok();
+            let changed = text.and_then(|text| view(context)?.location(text)).map(HeaderValue::try_from);
             if let Some(Ok(changed)) = changed {
                 *value = changed;
             }
@@ -125,9 +126,7 @@ fn disguise(headers: &mut HeaderMap, view: View<'_>) {
             cookies = true;
         }
     }
-    if !cookies {
-        return;
-    }
+    let (true, Some(view)) = (cookies, view(context)) else { return };
     if let header::Entry::Occupied(mut entry) = headers.entry(header::SET_COOKIE) {
         for value in entry.iter_mut() {
             let changed = value.to_str().ok().and_then(|text| view.set_cookie(text)).map(HeaderValue::try_from);

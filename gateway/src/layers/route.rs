@@ -3,7 +3,8 @@
 use std::future::{Ready, ready};
 
 use futures_util::future::Either;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode};
+use http_body::Body as _;
 use tower::Service;
 
 use super::always_ready;
@@ -56,7 +57,7 @@ fn find(request: &Request) -> Option<Result<Response, Error>> {
     let snapshot = context.snapshot();
     let path = http.uri().path().as_bytes();
     let head = Head {
-        host: http.headers().get(header::HOST).map_or(b"", HeaderValue::as_bytes),
+        host: context.host.get().map_or(b"", HeaderValue::as_bytes),
         key: context.key.get().map_or_else(|| path.get(1..).unwrap_or_default(), Vec::as_slice),
         method: http.method(),
         headers: http.headers(),
@@ -83,7 +84,7 @@ fn find(request: &Request) -> Option<Result<Response, Error>> {
         return Some(Ok(gone(route)));
     }
     context.upload.set_limit(route.max_body);
-    if content_length(http.headers()).is_some_and(|length| length > route.max_body) {
+    if http.body().size_hint().lower() > route.max_body {
         return Some(Err(Error::new(Kind::BodyTooLarge)));
     }
     None
@@ -108,8 +109,4 @@ fn gone(route: &Route) -> Response {
     let mut response = problem_response(StatusCode::GONE, &problem).map(ResponseBody::Full);
     response.headers_mut().extend(route.gone.clone());
     response
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }

@@ -13,6 +13,7 @@ use tower::Service;
 
 use super::{always_ready, forwarded};
 use crate::{
+    body::ResponseBody,
     context::{Context, Request, Response},
     error::{Error, Kind},
     fields::{self, Voice},
@@ -44,7 +45,11 @@ where
 
     fn call(&mut self, mut request: Request) -> Self::Future {
         match sanitize(&mut request) {
-            Ok(()) => Either::Left(self.inner.call(request)),
+            Ok(None) => Either::Left(self.inner.call(request)),
+            Ok(Some(answer)) => {
+                request.discard();
+                Either::Right(ready(Ok(answer)))
+            }
             Err(kind) => {
                 request.discard();
                 Either::Right(ready(Err(Error::new(kind))))
@@ -53,7 +58,8 @@ where
     }
 }
 
-fn sanitize(request: &mut Request) -> Result<(), Kind> {
+/// Makes the request one that has a single reading; an answer where it asks the gateway itself.
+fn sanitize(request: &mut Request) -> Result<Option<Response>, Kind> {
     let Request { http, context } = request;
     if let Some(refused) = context.refused.get() {
         return Err(refused);
@@ -61,33 +67,48 @@ fn sanitize(request: &mut Request) -> Result<(), Kind> {
     if http.method() == Method::CONNECT {
         return Err(Kind::BadRequest("`CONNECT` is not served here; this is no tunnel"));
     }
-    let host = host(http)?;
-    http.headers_mut().insert(header::HOST, host.clone());
-    let _ = context.host.set(host.clone());
-
     let snapshot = context.snapshot();
     let trusted = !snapshot.trusted_proxies.is_empty() && snapshot.trusts(context.connection.peer.ip());
-    let wants_websocket = strip(http.headers_mut(), trusted, context);
-    if wants_websocket && http.version() == Version::HTTP_11 && http.method() == Method::GET {
-        context.upgrade.set(true);
+    let seen = look(http.headers(), trusted, context);
+    if seen.looped {
+        return Err(Kind::Loop);
+    }
+    let host = host(http, &seen, |host| context.connection.has_said(host))?;
+    let _ = context.host.set(host.clone());
+    if let Some(answer) = max_forwards(http, &seen, &host)? {
+        return Ok(Some(answer));
     }
     let headers = http.headers_mut();
-    let client = forwarded::apply(
-        headers,
-        context.connection.peer.ip(),
-        &context.connection.peer_value,
-        &host,
-        trusted,
-        snapshot,
-    );
+    for name in seen.doomed {
+        headers.remove(name);
+    }
+    if seen.host.as_ref() != Some(&host) {
+        headers.insert(header::HOST, host.clone());
+    }
+    if seen.baggage {
+        strip_baggage(headers);
+    }
+    if seen.cookies > 1 && context.version == Version::HTTP_2 {
+        join_cookies(headers);
+    }
+    if seen.trailers {
+        // What says that trailers are welcome is of each connection, and must be named as such (RFC 9110 §10.1.4).
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+    let client = forwarded::apply(headers, &context.connection, &host, trusted, snapshot);
     context.client.set(client.address);
     context.https.set(client.https);
     let _ = context.asked.set(client.asked);
-    join_cookies(headers, context.version);
-    request_id(headers, context);
-    headers.append(header::VIA, HeaderValue::from_static(via(context.version)));
+    request_id(headers, seen.id, context);
+    headers.append(header::VIA, context.worker.via.of(context.version));
+    let is_get = *http.method() == Method::GET;
+    context.upgrade.set(seen.websocket && seen.asks_upgrade && http.version() == Version::HTTP_11 && is_get);
 
-    if http.uri().path() == "*" && http.method() == Method::OPTIONS {
+    if http.uri().path() == "*" {
+        if http.method() != Method::OPTIONS {
+            return Err(Kind::BadRequest("only `OPTIONS` asks for `*`"));
+        }
         // The server as a whole: the monolith's to answer.
         *http.uri_mut() = Uri::from_static("*");
     } else {
@@ -104,7 +125,7 @@ fn sanitize(request: &mut Request) -> Result<(), Kind> {
         set_target(http, forward)?;
     }
     *http.version_mut() = Version::HTTP_11;
-    Ok(())
+    Ok(None)
 }
 
 fn owned<B: ?Sized + ToOwned>(text: std::borrow::Cow<'_, B>) -> Option<B::Owned> {
@@ -115,32 +136,39 @@ fn owned<B: ?Sized + ToOwned>(text: std::borrow::Cow<'_, B>) -> Option<B::Owned>
 }
 
 /// The host that the client asks for: that of the target where it has one (RFC 9112 §3.2.2, RFC 9113 §8.3.1).
-fn host<B>(request: &http::Request<B>) -> Result<HeaderValue, Kind> {
-    let mut fields = request.headers().get_all(header::HOST).iter();
-    let field = fields.next();
-    if fields.next().is_some() {
+fn host<B>(request: &http::Request<B>, seen: &Seen, said: impl Fn(&HeaderValue) -> bool) -> Result<HeaderValue, Kind> {
+    if seen.hosts > 1 {
         return Err(Kind::BadRequest("several `Host` fields; send one"));
     }
-    match (request.uri().authority(), field) {
-        (Some(authority), _) if authority.as_str().contains('@') => {
-            Err(Kind::BadRequest("credentials in the request target; leave them out"))
-        }
-        (Some(authority), _) if !is_host(authority.as_str().as_bytes()) => {
-            Err(Kind::BadRequest("malformed host in the request target"))
-        }
-        (Some(authority), _) => {
-            HeaderValue::from_str(authority.as_str()).map_err(|_| Kind::BadRequest("malformed host"))
-        }
-        (None, Some(host)) => {
-            if is_host(host.as_bytes()) {
-                Ok(host.clone())
-            } else {
-                Err(Kind::BadRequest("malformed `Host`"))
-            }
-        }
-        (None, None) if request.version() == Version::HTTP_11 => Err(Kind::BadRequest("no `Host` field; send one")),
-        (None, None) => Ok(HeaderValue::from_static("")),
+    let uri = request.uri();
+    let Some(authority) = uri.authority().map(http::uri::Authority::as_str) else {
+        return match &seen.host {
+            Some(host) if said(host) || is_host(host.as_bytes()) => Ok(host.clone()),
+            Some(_) => Err(Kind::BadRequest("malformed `Host`")),
+            None if request.version() == Version::HTTP_10 => Ok(HeaderValue::from_static("")),
+            None => Err(Kind::BadRequest("no `Host` field; send one")),
+        };
+    };
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err(Kind::BadRequest("malformed request target; it begins with `/`, or with `http://`"));
     }
+    if authority.contains('@') {
+        return Err(Kind::BadRequest("credentials in the request target; leave them out"));
+    }
+    if !is_host(authority.as_bytes()) || authority.is_empty() {
+        return Err(Kind::BadRequest("malformed host in the request target"));
+    }
+    let host = seen.host.as_ref();
+    // RFC 9113 §8.3.1 has no rule for which of two would be believed; RFC 9112 §3.2.2 has.
+    if request.version() == Version::HTTP_2
+        && host.is_some_and(|host| !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()))
+    {
+        return Err(Kind::BadRequest("`Host` differs from `:authority`; leave it out"));
+    }
+    if request.version() == Version::HTTP_11 && host.is_none_or(|host| !is_host(host.as_bytes())) {
+        return Err(Kind::BadRequest("no `Host` field, or a malformed one; send it also with a whole target"));
+    }
+    HeaderValue::from_str(authority).map_err(|_| Kind::BadRequest("malformed host"))
 }
 
 /// Whether a text is a name or an address with at most one port: what two servers could read as two hosts is none.
@@ -159,41 +187,111 @@ fn is_host(host: &[u8]) -> bool {
     name.iter().all(valid) && (rest.is_empty() || rest.starts_with(b":")) && port.iter().all(u8::is_ascii_digit)
 }
 
-/// Takes away what must not go on; says whether the client asks for a WebSocket.
-fn strip(headers: &mut HeaderMap, trusted: bool, context: &Context) -> bool {
-    let mut doomed: Vec<HeaderName> = Vec::new();
-    let mut websocket = false;
-    for (name, value) in &*headers {
+/// What one look at all fields found.
+#[derive(Default)]
+struct Seen {
+    host: Option<HeaderValue>,
+    hosts: usize,
+    /// What must not go on.
+    doomed: Vec<HeaderName>,
+    websocket: bool,
+    asks_upgrade: bool,
+    trailers: bool,
+    baggage: bool,
+    cookies: usize,
+    id: Option<HeaderValue>,
+    max_forwards: Option<HeaderValue>,
+    looped: bool,
+}
+
+/// Looks at every field once.
+fn look(headers: &HeaderMap, trusted: bool, context: &Context) -> Seen {
+    let mut seen = Seen::default();
+    for (name, value) in headers {
         let text = name.as_str();
         if fields::is_hop_by_hop(text) {
             match *name {
-                header::CONNECTION => fields::named_by(value, &mut doomed),
+                header::CONNECTION => {
+                    fields::named_by(value, &mut seen.doomed);
+                    seen.asks_upgrade |= fields::tokens(value).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
+                }
                 header::UPGRADE => {
-                    websocket |= fields::tokens(value).any(|token| token.eq_ignore_ascii_case(b"websocket"));
+                    seen.websocket |= fields::tokens(value).any(|token| token.eq_ignore_ascii_case(b"websocket"));
+                }
+                header::TE => {
+                    seen.trailers |= fields::tokens(value).any(|token| token.eq_ignore_ascii_case(b"trailers"));
                 }
                 _ => {}
             }
-            doomed.push(name.clone());
-        } else if let Some(voice) = fields::voice(text) {
-            if voice == Voice::Gateway || !trusted {
-                doomed.push(name.clone());
+            seen.doomed.push(name.clone());
+            continue;
+        }
+        // Told apart by length first: this runs for every field of every request.
+        match text.len() {
+            3 if *name == header::VIA => seen.looped |= context.worker.via.is_in(value.as_bytes()),
+            4 if *name == header::HOST => {
+                seen.hosts += 1;
+                seen.host = Some(value.clone());
             }
-        } else if fields::is_method_override(text) {
-            context.overridden.set(true);
+            6 if *name == header::COOKIE => seen.cookies += 1,
+            // RFC 9110 §10.1.1: an old client cannot wait for an answer to it.
+            6 if *name == header::EXPECT && context.version == Version::HTTP_10 => seen.doomed.push(name.clone()),
+            7 if *name == fields::BAGGAGE => seen.baggage = true,
+            12 if *name == header::MAX_FORWARDS => seen.max_forwards = Some(value.clone()),
+            12 if *name == fields::X_REQUEST_ID => {
+                if seen.id.is_none() {
+                    seen.id = Some(value.clone());
+                }
+            }
+            _ => match fields::voice(text) {
+                Some(voice) if voice == Voice::Gateway || !trusted => seen.doomed.push(name.clone()),
+                Some(_) => {}
+                None if fields::is_method_override(text) => context.overridden.set(true),
+                None => {}
+            },
         }
     }
-    let asked = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(fields::tokens)
-        .any(|token| token.eq_ignore_ascii_case(b"upgrade"));
-    for name in doomed {
-        headers.remove(name);
+    seen
+}
+
+/// Counts `Max-Forwards` down, and answers at its end as the last who is asked (RFC 9110 §7.6.2).
+fn max_forwards<B>(request: &mut http::Request<B>, seen: &Seen, host: &HeaderValue) -> Result<Option<Response>, Kind> {
+    let Some(value) = &seen.max_forwards else { return Ok(None) };
+    if !matches!(*request.method(), Method::OPTIONS | Method::TRACE) {
+        return Ok(None);
     }
-    if headers.contains_key(fields::BAGGAGE) {
-        strip_baggage(headers);
+    let left: Option<u64> =
+        value.to_str().ok().filter(|text| !text.starts_with('+')).and_then(|text| text.parse().ok());
+    match left {
+        None => Err(Kind::BadRequest("malformed `Max-Forwards`; send one number")),
+        Some(0) => Ok(Some(last_asked(request, host))),
+        Some(left) => {
+            request.headers_mut().insert(header::MAX_FORWARDS, HeaderValue::from(left - 1));
+            Ok(None)
+        }
     }
-    websocket && asked
+}
+
+/// The gateway's own answer to `OPTIONS` and `TRACE`.
+fn last_asked<B>(request: &http::Request<B>, host: &HeaderValue) -> Response {
+    let mut text = Vec::new();
+    if request.method() == Method::TRACE {
+        let target = request.uri().path_and_query().map_or("*", PathAndQuery::as_str);
+        text.extend_from_slice(format!("TRACE {target} HTTP/1.1\r\n").as_bytes());
+        let secret = [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::COOKIE];
+        for (name, value) in request.headers().iter().filter(|(name, _)| !secret.contains(name)) {
+            let value = if *name == header::HOST { host } else { value };
+            text.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+        text.extend_from_slice(b"\r\n");
+    }
+    let mut response = http::Response::new(ResponseBody::Full(text.into()));
+    let (name, value) = match *request.method() {
+        Method::TRACE => (header::CONTENT_TYPE, "message/http"),
+        _ => (header::ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE"),
+    };
+    response.headers_mut().insert(name, HeaderValue::from_static(value));
+    response
 }
 
 /// Takes our member out of a client's `baggage`.
@@ -218,10 +316,7 @@ fn strip_baggage(headers: &mut HeaderMap) {
 }
 
 /// HTTP/2 may split a `Cookie` (RFC 9113 §8.2.3); HTTP/1.1 may not.
-fn join_cookies(headers: &mut HeaderMap, version: Version) {
-    if version != Version::HTTP_2 || headers.get_all(header::COOKIE).iter().nth(1).is_none() {
-        return;
-    }
+fn join_cookies(headers: &mut HeaderMap) {
     let parts: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if let Ok(value) = HeaderValue::from_bytes(&parts.join(&b"; "[..])) {
         headers.insert(header::COOKIE, value);
@@ -229,29 +324,26 @@ fn join_cookies(headers: &mut HeaderMap, version: Version) {
 }
 
 /// Keeps a client's id where it is harmless in a log, makes one otherwise.
-fn request_id(headers: &mut HeaderMap, context: &Context) {
-    let sane = |value: &&HeaderValue| {
+fn request_id(headers: &mut HeaderMap, given: Option<HeaderValue>, context: &Context) {
+    let sane = |value: &HeaderValue| {
         (1..=128).contains(&value.len())
             && value.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
     };
-    let id = headers.get(fields::X_REQUEST_ID).filter(sane).cloned().unwrap_or_else(|| {
+    let id = given.filter(sane).unwrap_or_else(|| {
         let id = (u128::from(context.worker.random()) << 64) | u128::from(context.worker.random());
-        let mut text = [0; 32];
-        for (n, digit) in text.iter_mut().enumerate() {
-            *digit = b"0123456789abcdef"[usize::try_from(id >> (124 - 4 * n) & 15).unwrap_or(0)];
-        }
-        HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&text)).unwrap_or(HeaderValue::from_static("0"))
+        HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&hex(id))).unwrap_or(HeaderValue::from_static("0"))
     });
     headers.insert(fields::X_REQUEST_ID, id.clone());
     let _ = context.request_id.set(id);
 }
 
-fn via(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_10 => "1.0 gw",
-        Version::HTTP_2 => "2.0 gw",
-        _ => "1.1 gw",
+fn hex(id: u128) -> [u8; 32] {
+    let mut text = [0; 32];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(id.to_be_bytes()) {
+        pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
+        pair[1] = b"0123456789abcdef"[usize::from(byte & 15)];
     }
+    text
 }
 
 /// Gives the target its origin form, with another path where there is one.
@@ -289,15 +381,17 @@ mod tests {
     #[test]
     fn the_target_names_the_host_where_it_has_one() {
         let request = |target: &str, hosts: &[&str]| {
-            let mut request = http::Request::builder().uri(target);
-            for host in hosts {
-                request = request.header("host", *host);
-            }
-            host(&request.body(()).unwrap())
+            let request = http::Request::builder().uri(target).body(()).unwrap();
+            let first = hosts.first().map(|host| HeaderValue::from_str(host).unwrap());
+            host(&request, &Seen { host: first, hosts: hosts.len(), ..Seen::default() }, |_| false)
         };
         assert_eq!(request("http://a.example/x", &["b.example"]).unwrap(), "a.example");
         assert_eq!(request("/x", &["b.example:80"]).unwrap(), "b.example:80");
         assert!(request("/x", &[]).is_err());
+        assert!(request("http://a.example/x", &[]).is_err());
+        assert!(request("http://a.example/x", &["a/b"]).is_err());
+        assert!(request("ftp://a.example/x", &["a.example"]).is_err());
+        assert!(request("a.example:80", &["a.example"]).is_err());
         assert!(request("/x", &["a", "a"]).is_err());
         for odd in ["a/b", "a b", "a:80:80", "a:b", "[::1", "[::1]x", "a%2fb", "a@b"] {
             assert!(!is_host(odd.as_bytes()), "{odd}");

@@ -39,14 +39,14 @@ async fn send(request: Request) -> Result<Response, Error> {
         http.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         http.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     }
-    frame(&mut http);
+    let chunked = frame(&mut http);
     let idle = context.route().limits.idle;
     let interim = |status: StatusCode, headers: &HeaderMap| {
         if let Some(inbound) = &context.inbound {
             inbound.interim(status, headers);
         }
     };
-    let (head, lease) = pool.send(http, !context.overridden.get(), idle, interim).await?;
+    let (head, lease) = pool.send(*http, chunked, !context.overridden.get(), idle, interim).await?;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return switch(head, lease, upgrade);
     }
@@ -60,19 +60,20 @@ async fn send(request: Request) -> Result<Response, Error> {
     Ok(response)
 }
 
-/// Says how long the body is where the client's protocol did it in another way: hyper would send a GET's without saying so.
-fn frame(request: &mut http::Request<RequestBody>) {
-    let ended = request.body().is_end_stream();
+/// Says how the body ends where it has no length, and that there is none where one is expected. Whether it is chunked.
+fn frame(request: &mut http::Request<RequestBody>) -> bool {
+    if !request.body().upload().is_empty() {
+        if request.body().size_hint().exact().is_some() {
+            return false;
+        }
+        request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        return true;
+    }
     let expects_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-    let headers = request.headers_mut();
-    if headers.contains_key(header::CONTENT_LENGTH) {
-        return;
+    if expects_body && !request.headers().contains_key(header::CONTENT_LENGTH) {
+        request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
-    if !ended {
-        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    } else if expects_body {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-    }
+    false
 }
 
 /// Joins the two connections after a 101 that answers what was asked; refuses any other.

@@ -159,7 +159,7 @@ where
     type Future = S::Future;
 
     fn call(&self, request: http::Request<Incoming>) -> S::Future {
-        let http = request.map(RequestBody::http2);
+        let http = Box::new(request.map(RequestBody::http2));
         let context = Exchange::begin(&self.worker, &self.connection, None, &http);
         // The borrow ends before the future is polled.
         self.stack.borrow_mut().call(Request { http, context })

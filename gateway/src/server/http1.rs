@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::{Buf as _, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, Method, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use tokio::{io::AsyncWrite as _, net::TcpStream, time::Instant};
 use tower::Service;
@@ -97,7 +97,18 @@ where
     ) -> Self {
         let alarm = worker.timer.alarm();
         let inbound = Rc::new(Inbound::new(tcp));
-        Self { worker, connection, inbound, stack, limits, alarm, begun: None, skipped: false, draining: None, half_closed: None }
+        Self {
+            worker,
+            connection,
+            inbound,
+            stack,
+            limits,
+            alarm,
+            begun: None,
+            skipped: false,
+            draining: None,
+            half_closed: None,
+        }
     }
 
     /// The socket and what was read of it, for another protocol.
@@ -213,7 +224,7 @@ where
 
     /// Answers a head that is no request, and closes.
     async fn refuse(&mut self, refused: Kind) {
-        let mut http = http::Request::new(RequestBody::empty());
+        let mut http = Box::new(http::Request::new(RequestBody::empty()));
         // Not a method that anybody sent: what was sent could not be read.
         *http.method_mut() = Method::from_bytes(b"-").unwrap_or_default();
         *http.uri_mut() = Uri::from_static("*");
@@ -233,7 +244,7 @@ where
         self.inbound.decoder.set(Decoder::new(framing));
         let asked = Asked { method: request.method().clone(), version: request.version(), keep_alive };
         self.inbound.takes_interim.set(asked.version == Version::HTTP_11);
-        let http = request.map(|()| RequestBody::http1(&self.inbound));
+        let http = Box::new(request.map(|()| RequestBody::http1(&self.inbound)));
         let context = Exchange::begin(&self.worker, &self.connection, Some(&self.inbound), &http);
         let upload = context.upload.clone();
         let future = self.stack.call(Request { http, context });
@@ -266,22 +277,23 @@ where
         .await?;
         drop(future);
         let (parts, mut body) = response.into_parts();
-        let (status, mut headers) = (parts.status, parts.headers);
+        let status = parts.status;
         let mut outbox = Outbox::new();
         outbox.flat().append(&mut self.inbound.take_interim());
-        let ending = ending(asked, status, &mut headers, &body);
+        let told = write::begin_response(outbox.flat(), status, &parts.headers);
+        let ending = ending(asked, status, told.length.or_else(|| body.size_hint().exact()));
         let keep_alive = asked.keep_alive
             && ending != Ending::Close
             && !self.worker.draining.get()
             && (upload.is_done() || (!upload.is_unfinished() && self.inbound.skip_body()));
-        write::response_head(outbox.flat(), status, &headers, asked.version, ending, keep_alive);
+        write::end_response(outbox.flat(), told, asked.version, ending, keep_alive);
+        head::reuse_map(parts.headers);
         let mut left = match ending {
-            Ending::Length => headers.get(header::CONTENT_LENGTH).and_then(number),
+            Ending::Length(length) => Some(length),
             Ending::None => Some(0),
             Ending::Chunked | Ending::Close => None,
         };
-        drop(headers);
-        let mut ended = ending == Ending::None;
+        let mut ended = left == Some(0);
         let mut broken = false;
         let mut stuck: Option<(Instant, u64)> = None;
         let sent = poll_fn(|cx| {
@@ -465,25 +477,16 @@ fn kind(refused: Refused) -> Kind {
     }
 }
 
-/// How the client learns where the body ends; says so in the fields where they do not yet.
-fn ending(asked: &Asked, status: StatusCode, headers: &mut HeaderMap, body: &Observed) -> Ending {
+/// How the client learns where the body ends.
+fn ending(asked: &Asked, status: StatusCode, length: Option<u64>) -> Ending {
     let bodyless = asked.method == Method::HEAD
         || status.is_informational()
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED;
-    if bodyless {
-        return Ending::None;
+    match length {
+        _ if bodyless => Ending::None,
+        Some(length) => Ending::Length(length),
+        None if asked.version == Version::HTTP_11 => Ending::Chunked,
+        None => Ending::Close,
     }
-    if headers.contains_key(header::CONTENT_LENGTH) {
-        return Ending::Length;
-    }
-    if let Some(length) = body.size_hint().exact() {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-        return Ending::Length;
-    }
-    if asked.version == Version::HTTP_11 { Ending::Chunked } else { Ending::Close }
-}
-
-fn number(value: &HeaderValue) -> Option<u64> {
-    value.to_str().ok()?.parse().ok()
 }

@@ -9,8 +9,8 @@ use crate::{
     config::{
         Config, RouteConfig, Stage, UNROUTED,
         file::{
-            CanaryConfig, ClientsConfig, EditConfig, GoneConfig, HeadersConfig, KeySource, PredicateConfig, RewriteConfig,
-            TimeoutConfig, Upgrade,
+            CanaryConfig, ClientsConfig, EditConfig, GoneConfig, HeadersConfig, KeySource, PredicateConfig,
+            RewriteConfig, TimeoutConfig, Upgrade,
         },
         parse_date, prefix_segments,
         values::{OrNone, Size},

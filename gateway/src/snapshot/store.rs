@@ -160,7 +160,9 @@ impl Store {
         let snapshot =
             compile(&config, &mut registry, 1).map_err(|why| Report::of(path, why, "mend that and start again"))?;
         registry.own.store(Arc::new(snapshot.listeners.all()));
-        let process = Arc::new(ProcessStats::default());
+        let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+        let process =
+            Arc::new(ProcessStats { id: u32::try_from(random >> 32).unwrap_or(1), ..ProcessStats::default() });
         process.reload_ok.store(1, Ordering::Relaxed);
         process.loaded_at.store(snapshot.loaded.as_second(), Ordering::Relaxed);
         let status = Status { seen: config.warnings.clone(), warnings: config.warnings, ..Status::default() };

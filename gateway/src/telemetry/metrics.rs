@@ -168,6 +168,8 @@ pub struct UpstreamStats {
 /// What is counted of the process.
 #[derive(Debug, Default)]
 pub struct ProcessStats {
+    /// Tells this process from every other gateway.
+    pub id: u32,
     /// Clients connected.
     pub clients: AtomicI64,
     /// Connections accepted.

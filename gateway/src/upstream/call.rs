@@ -140,7 +140,7 @@ impl Call {
     }
 
     /// What a connection that broke has not sent.
-    pub fn take_unsent(mut self) -> (Outbox, Option<RequestBody>) {
+    pub fn take_unsent(&mut self) -> (Outbox, Option<RequestBody>) {
         self.outbox.rewind();
         (std::mem::replace(&mut self.outbox, Outbox::new()), self.body.take())
     }
@@ -245,18 +245,13 @@ impl Call {
                 continue;
             }
             self.decoder = Decoder::new(head.framing);
-            self.reusable = head.keep_alive
-                && self.write_error.is_none()
-                && head.status != StatusCode::SWITCHING_PROTOCOLS;
+            self.reusable =
+                head.keep_alive && self.write_error.is_none() && head.status != StatusCode::SWITCHING_PROTOCOLS;
             return Poll::Ready(Ok(head));
         }
     }
 
-    fn poll_read_head(
-        &mut self,
-        cx: &mut Context<'_>,
-        method: &Method,
-    ) -> Poll<Result<ResponseHead, Failed>> {
+    fn poll_read_head(&mut self, cx: &mut Context<'_>, method: &Method) -> Poll<Result<ResponseHead, Failed>> {
         let Some(wire) = &mut self.wire else { return Poll::Pending };
         let refused = |refused| match refused {
             Refused::Malformed(why) => Failed::Protocol(why),
@@ -293,7 +288,8 @@ impl Call {
             });
             match ready!(read) {
                 Ok((0, _)) => {
-                    let told = self.write_error.as_ref().map_or("it closed the connection".to_owned(), io::Error::to_string);
+                    let told =
+                        self.write_error.as_ref().map_or("it closed the connection".to_owned(), io::Error::to_string);
                     return Poll::Ready(Err(self.broken(told)));
                 }
                 Ok((_, head)) => {

@@ -29,7 +29,11 @@ use super::{
 };
 use crate::{
     error::{Error, Kind},
-    http1::{head::ResponseHead, outbox::Outbox, write},
+    http1::{
+        head::{ResponseHead, reuse_map},
+        outbox::Outbox,
+        write,
+    },
 };
 
 /// Requests that may wait for a connection, per worker and upstream.
@@ -61,11 +65,12 @@ impl Pool {
         &self.upstream
     }
 
-    /// Sends a request and waits for the response's head. `idle` bounds the pauses of an upload that outlives its
+    /// Sends a request and waits for the response's head. `chunked` is how its body goes; `idle` bounds the pauses of an upload that outlives its
     /// response; `interim` is told of each interim response.
     pub async fn send(
         self: &Rc<Self>,
         request: Request<RequestBody>,
+        chunked: bool,
         may_repeat: bool,
         idle: Option<Duration>,
         interim: impl Fn(StatusCode, &HeaderMap),
@@ -74,12 +79,16 @@ impl Pool {
         let (parts, body) = request.into_parts();
         let idempotent = is_idempotent(&parts.method);
         let may_repeat = may_repeat && upload.is_empty() && idempotent;
-        let chunked = parts.headers.contains_key(http::header::TRANSFER_ENCODING);
         let mut outbox = Outbox::new();
         write::request_head(outbox.flat(), &parts);
+        reuse_map(parts.headers);
         let method = parts.method;
         let mut body = (!upload.is_empty()).then_some(body);
-        let permit = self.permit().await?;
+        // What is rare is kept apart: this future is moved for every request.
+        let permit = match self.permits.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => Box::pin(self.wait_for_permit()).await?,
+        };
         let mut fresh = false;
         loop {
             // What must not be sent twice is worth a look at the socket itself.
@@ -87,22 +96,21 @@ impl Pool {
             let reused = kept.is_some();
             let wire = match kept {
                 Some(wire) => wire,
-                None => self.connect().await?,
+                None => Box::pin(self.connect()).await?,
             };
-            let mut call = Call::new(wire, outbox, body, chunked);
-            match poll_fn(|cx| call.poll_head(cx, &method, &interim)).await {
+            let call = Rc::new(RefCell::new(Call::new(wire, outbox, body, chunked)));
+            match poll_fn(|cx| call.borrow_mut().poll_head(cx, &method, &interim)).await {
                 Ok(head) => {
                     if reused {
                         self.upstream.stats.reused.fetch_add(1, Relaxed);
                     }
-                    let call = Rc::new(RefCell::new(call));
                     let shared = Shared { pool: self.clone(), call, _permit: permit };
                     return Ok((head, Lease::new(Rc::new(shared), upload, idle)));
                 }
                 // Not a byte of it was sent.
-                Err(Failed::Unsent(_)) if reused => (outbox, body) = call.take_unsent(),
+                Err(Failed::Unsent(_)) if reused => (outbox, body) = call.borrow_mut().take_unsent(),
                 Err(Failed::Silent(_)) if reused && may_repeat => {
-                    (outbox, body) = call.take_unsent();
+                    (outbox, body) = call.borrow_mut().take_unsent();
                     fresh = true;
                 }
                 Err(failed) => return Err(self.failure(failed, &upload)),
@@ -111,10 +119,7 @@ impl Pool {
     }
 
     /// Waits for its turn.
-    async fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
-        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
-            return Ok(permit);
-        }
+    async fn wait_for_permit(&self) -> Result<OwnedSemaphorePermit, Error> {
         let full = || Error::upstream(Kind::ConnectionLimit, &self.upstream.name, false, "every connection is in use");
         if self.waiting.get() >= WAITING {
             return Err(full());

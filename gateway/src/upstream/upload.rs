@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::{
     error::{Error, Kind},
+    http1::body::Decoder,
     inbound::Inbound,
     timer::{Sleep, Timer},
 };
@@ -269,7 +270,15 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.is_end_stream() { SizeHint::with_exact(0) } else { SizeHint::default() }
+        match &self.source {
+            Source::Empty => SizeHint::with_exact(0),
+            Source::Http1(inbound) => match inbound.decoder.get() {
+                Decoder::Length(left) => SizeHint::with_exact(left),
+                Decoder::Done => SizeHint::with_exact(0),
+                Decoder::Chunked(_) | Decoder::Close => SizeHint::default(),
+            },
+            Source::Http2(incoming) => incoming.size_hint(),
+        }
     }
 }
 

@@ -283,6 +283,8 @@ pub struct Exchange {
     pub inbound: Option<Rc<Inbound>>,
     /// Why it is refused, where its head says enough.
     pub refused: Cell<Option<Kind>>,
+    /// Whether its connection serves no other after it.
+    pub last: Cell<bool>,
     /// What is known of its body.
     pub upload: Rc<Upload>,
     /// The index of its route.
@@ -338,6 +340,7 @@ impl Exchange {
             upgrade: Cell::new(false),
             inbound: inbound.cloned(),
             refused: Cell::new(None),
+            last: Cell::new(false),
             upload: request.body().upload().clone(),
             route: Cell::new(local.snapshot.unrouted()),
             arm: Cell::new(Arm::Gateway),

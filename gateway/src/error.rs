@@ -175,6 +175,19 @@ impl Kind {
         }
     }
 
+    /// Whether the request itself is no good, so that nothing more is read from where it came.
+    pub fn is_malformed(self) -> bool {
+        matches!(
+            self,
+            Self::Path(_)
+                | Self::BadRequest(_)
+                | Self::UriTooLong
+                | Self::HeaderTooLarge
+                | Self::HeaderTimeout
+                | Self::Version
+        )
+    }
+
     /// The error type of `Proxy-Status`, for logs and metrics.
     pub fn word(self) -> &'static str {
         self.row().proxy_status.unwrap_or("none")

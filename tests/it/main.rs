@@ -11,6 +11,7 @@ mod regression;
 mod reload;
 mod routing;
 mod streams;
+mod strict;
 mod tls;
 mod upstreams;
 

@@ -120,8 +120,8 @@ pub fn parse_request(bytes: &[u8], limits: Limits) -> Result<Option<(RequestHead
     let head = Bytes::copy_from_slice(&bytes[..length]);
     let mut framing = Seen::default();
     let mut headers = take_map();
-    spots.read(&head, |name, length, value| {
-        if framing.note(&name, length, &value)? {
+    spots.read(&head, |name, length, mut value| {
+        if framing.note(&name, length, &mut value)? {
             headers.append(name, value);
         }
         Ok(())
@@ -162,8 +162,8 @@ pub fn parse_response(bytes: &[u8], limit: usize, method: &Method) -> Result<Opt
     let mut headers = take_map();
     let mut named = Vec::new();
     let mut upgrade = None;
-    spots.read(&head, |name, length, value| {
-        let kept = framing.note(&name, length, &value)?;
+    spots.read(&head, |name, length, mut value| {
+        let kept = framing.note(&name, length, &mut value)?;
         if !crate::fields::is_hop_by_hop(name.as_str()) {
             if kept {
                 headers.append(name, value);
@@ -386,7 +386,7 @@ struct Seen {
 
 impl Seen {
     /// Notes a field; whether it is to be kept. `length` is its name's.
-    fn note(&mut self, name: &HeaderName, length: usize, value: &HeaderValue) -> Result<bool, Refused> {
+    fn note(&mut self, name: &HeaderName, length: usize, value: &mut HeaderValue) -> Result<bool, Refused> {
         // Told apart by length first: this runs for every field of every message.
         if !matches!(length, 10 | 14 | 17) {
             return Ok(true);
@@ -394,6 +394,10 @@ impl Seen {
         if *name == header::CONTENT_LENGTH {
             let length = self::length(value.as_bytes())
                 .ok_or(Refused::Malformed("malformed `Content-Length`; send one number"))?;
+            if value.as_bytes().starts_with(b"0") {
+                // Some read a number with a leading zero as an octal one.
+                *value = HeaderValue::from(length);
+            }
             return match self.length.replace(length) {
                 None => Ok(true),
                 Some(before) if self.lenient_length && before == length => Ok(false),

@@ -77,6 +77,11 @@ impl Observed {
 }
 
 impl Observed {
+    /// Whether the connection serves no other request after this one.
+    pub fn is_last(&self) -> bool {
+        self.context.last.get()
+    }
+
     /// The tunnel that follows this head, if one does, and whose it is.
     pub fn into_tunnel(mut self) -> Option<(Tunnel, Context)> {
         match std::mem::replace(&mut self.body, ResponseBody::Empty) {

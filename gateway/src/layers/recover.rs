@@ -58,6 +58,8 @@ where
                 }
             };
             let response = error.response().map(ResponseBody::Full);
+            // Whoever sends what is no request may mean something else by what follows, too.
+            context.last.set(error.kind.is_malformed());
             *context.failure.borrow_mut() = Some((error.kind, error.detail));
             Ok(response)
         })

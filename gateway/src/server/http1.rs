@@ -285,6 +285,7 @@ where
         let keep_alive = asked.keep_alive
             && ending != Ending::Close
             && !self.worker.draining.get()
+            && !body.is_last()
             && (upload.is_done() || (!upload.is_unfinished() && self.inbound.skip_body()));
         write::end_response(outbox.flat(), told, asked.version, ending, keep_alive);
         head::reuse_map(parts.headers);

@@ -10,6 +10,7 @@ mod language;
 mod regression;
 mod reload;
 mod routing;
+mod semantics;
 mod streams;
 mod strict;
 mod tls;

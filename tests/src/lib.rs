@@ -14,7 +14,7 @@ use std::time::Duration;
 pub use client::{Answer, Client, get, raw, send};
 pub use gateway::Gateway;
 pub use load::Load;
-pub use origin::{Origin, Reply};
+pub use origin::{Origin, Reply, read_until};
 
 /// How long any wait may take before a test has failed. Long, for slow machines: nothing waits for it to pass.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -121,6 +121,22 @@ impl Origin {
         (address, open)
     }
 
+    /// An origin that is whatever `serve` makes of each connection.
+    pub async fn listen<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let _ = tcp.set_nodelay(true);
+                tokio::spawn(serve(tcp));
+            }
+        });
+        address
+    }
+
     /// An origin behind TLS, where there is a configuration.
     pub async fn start_with(
         tls: Option<Arc<rustls::ServerConfig>>,
@@ -265,6 +281,18 @@ async fn fill<T: AsyncRead + Unpin>(io: &mut T, buffer: &mut BytesMut, length: u
         }
     }
     Some(())
+}
+
+/// Reads until a text has come, and gives back all that came.
+pub async fn read_until<T: AsyncRead + Unpin>(io: &mut T, text: &str) -> String {
+    let mut got = Vec::new();
+    let found = |got: &[u8]| got.windows(text.len()).any(|window| window == text.as_bytes());
+    while !found(&got) {
+        if !matches!(io.read_buf(&mut got).await, Ok(1..)) {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&got).into_owned()
 }
 
 async fn read_line<T: AsyncRead + Unpin>(io: &mut T, buffer: &mut BytesMut) -> Option<String> {

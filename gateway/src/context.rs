@@ -200,6 +200,9 @@ impl Worker {
     }
 }
 
+/// Streams that a client may reset before they are answered, beside as many as were.
+const RESETS: u32 = 100;
+
 /// One client's connection.
 pub struct ClientConnection {
     /// Where it comes from.
@@ -214,6 +217,10 @@ pub struct ClientConnection {
     pub forwarded: RefCell<Option<(HeaderValue, HeaderValue)>>,
     /// How long its writes may be stuck: the idle limit of its last request.
     pub idle: Cell<Option<Duration>>,
+    /// Streams of HTTP/2 that were answered.
+    served: Cell<u32>,
+    /// Streams of HTTP/2 that their client reset before.
+    cut: Cell<u32>,
     /// Since when HTTP/2 streams hold a frame that their client's window has no room for.
     pub held: RefCell<Slab<Instant>>,
 }
@@ -228,6 +235,8 @@ impl ClientConnection {
             active: Cell::new(Instant::now()),
             forwarded: RefCell::default(),
             idle: Cell::new(Some(Duration::from_mins(1))),
+            served: Cell::new(0),
+            cut: Cell::new(0),
             held: RefCell::default(),
         }
     }
@@ -237,6 +246,11 @@ impl ClientConnection {
     /// Whether its last request asked this host, so that it needs no second look.
     pub fn has_said(&self, host: &HeaderValue) -> bool {
         self.forwarded.borrow().as_ref().is_some_and(|(before, _)| before == host)
+    }
+
+    /// Whether its client asks in order to take it back: each time costs a request, and the client nothing (CVE-2023-44487).
+    pub fn is_abused(&self) -> bool {
+        self.cut.get() > RESETS && self.cut.get() > self.served.get()
     }
 
     /// For how long a stream has held a frame that its client's window has no room for.
@@ -391,6 +405,10 @@ impl Exchange {
         self.connection.active.set(now);
         let route = self.route();
         let status = self.status.get();
+        if self.version == Version::HTTP_2 {
+            let count = if status == 0 { &self.connection.cut } else { &self.connection.served };
+            count.set(count.get().saturating_add(1));
+        }
         let class = match http::StatusCode::from_u16(status) {
             Ok(status) if self.complete.get() => class_of(status),
             // The client left; unless it was the upstream that broke off.

@@ -8,6 +8,7 @@ mod flips;
 mod forwarding;
 mod language;
 mod regression;
+mod limits;
 mod reload;
 mod routing;
 mod semantics;

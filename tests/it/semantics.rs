@@ -58,7 +58,9 @@ async fn the_origin_decides_whether_to_continue() {
     let gateway = before(origin).await;
     let mut tcp = connect(&gateway).await;
     for _ in 0..2 {
-        tcp.write_all(b"PUT /yes HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n").await.unwrap();
+        tcp.write_all(b"PUT /yes HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n")
+            .await
+            .unwrap();
         let got = expect(&mut tcp, "\r\n\r\n").await;
         assert_eq!(got, "HTTP/1.1 100 Continue\r\nx-why: asked\r\n\r\n");
         tcp.write_all(b"body").await.unwrap();
@@ -154,7 +156,9 @@ async fn trailers_go_both_ways() {
 async fn trailers_reach_clients_of_http2() {
     let legacy = Origin::start(|request| {
         assert_eq!(request.field("te"), "trailers");
-        Reply::Bytes(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\ngrpc-status: 0\r\n\r\n".to_vec())
+        Reply::Bytes(
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\ngrpc-status: 0\r\n\r\n".to_vec(),
+        )
     })
     .await;
     let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
@@ -176,7 +180,9 @@ async fn answers_without_a_body_have_none() {
         "HEAD /length HTTP/1.1" => Reply::Bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 12345\r\n\r\n".to_vec()),
         "HEAD /chunks HTTP/1.1" => Reply::Bytes(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec()),
         "GET /none HTTP/1.1" => Reply::Bytes(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()),
-        "GET /same HTTP/1.1" => Reply::Bytes(b"HTTP/1.1 304 Not Modified\r\ncontent-length: 9\r\netag: \"a\"\r\n\r\n".to_vec()),
+        "GET /same HTTP/1.1" => {
+            Reply::Bytes(b"HTTP/1.1 304 Not Modified\r\ncontent-length: 9\r\netag: \"a\"\r\n\r\n".to_vec())
+        }
         "GET /empty HTTP/1.1" => Reply::Bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec()),
         _ => Reply::ok("last"),
     })
@@ -207,15 +213,18 @@ async fn pipelined_requests_are_answered_in_order() {
     let legacy = Origin::start(|request| {
         let path = request.line().split(' ').nth(1).unwrap().to_owned();
         Reply::Pieces(
-            vec![format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", path.len() + request.body.len()).into(), path.into(), request.body.clone()],
+            vec![
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", path.len() + request.body.len()).into(),
+                path.into(),
+                request.body.clone(),
+            ],
             Duration::from_millis(1),
         )
     })
     .await;
     let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
-    let requests: String = (0..50)
-        .map(|n| format!("POST /{n} HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\n={n:03}\n"))
-        .collect();
+    let requests: String =
+        (0..50).map(|n| format!("POST /{n} HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\n={n:03}\n")).collect();
     let got = raw(gateway.address, requests.as_bytes(), |got| got.ends_with("/49=049\n")).await;
     let bodies: Vec<&str> = got.split("\r\n\r\n").skip(1).map(|part| part.split("HTTP").next().unwrap()).collect();
     let expected: Vec<String> = (0..50).map(|n| format!("/{n}={n:03}\n")).collect();
@@ -225,14 +234,15 @@ async fn pipelined_requests_are_answered_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn old_clients_get_bodies_that_they_can_end() {
     let legacy = Origin::start(|request| match request.line() {
-        "GET /chunks HTTP/1.1" => {
-            Reply::Bytes(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n".to_vec())
-        }
+        "GET /chunks HTTP/1.1" => Reply::Bytes(
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n".to_vec(),
+        ),
         _ => Reply::ok("whole"),
     })
     .await;
     let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
-    let got = raw(gateway.address, b"GET /chunks HTTP/1.0\r\nhost: a\r\nconnection: keep-alive\r\n\r\n", |_| false).await;
+    let got =
+        raw(gateway.address, b"GET /chunks HTTP/1.0\r\nhost: a\r\nconnection: keep-alive\r\n\r\n", |_| false).await;
     assert!(got.ends_with("\r\n\r\nabcde") && !got.contains("chunked") && got.contains("connection: close"), "{got}");
     let twice = b"GET /a HTTP/1.0\r\nhost: a\r\nconnection: Keep-Alive\r\n\r\nGET /b HTTP/1.0\r\nhost: a\r\n\r\n";
     let got = raw(gateway.address, twice, |_| false).await;
@@ -315,7 +325,10 @@ async fn both_directions_stream_at_once() {
 async fn a_client_that_only_half_closes_is_answered() {
     let legacy = Origin::start(|request| {
         let pause = Duration::from_millis(if request.line().contains("slow") { 400 } else { 0 });
-        Reply::Pieces(vec![Vec::new(), b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n".to_vec(), b"legacy".to_vec()], pause)
+        Reply::Pieces(
+            vec![Vec::new(), b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n".to_vec(), b"legacy".to_vec()],
+            pause,
+        )
     })
     .await;
     let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
@@ -351,7 +364,12 @@ async fn a_client_that_leaves_takes_its_request_along() {
     .await;
     let gateway = before(origin).await;
     let body = "POST /upload HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nhalf";
-    for request in ["GET /wait HTTP/1.1\r\nhost: a\r\n\r\n", "GET /stream HTTP/1.1\r\nhost: a\r\n\r\n", "GET /wait HTTP/1.0\r\n\r\n", body] {
+    for request in [
+        "GET /wait HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET /stream HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET /wait HTTP/1.0\r\n\r\n",
+        body,
+    ] {
         let mut tcp = connect(&gateway).await;
         tcp.write_all(request.as_bytes()).await.unwrap();
         assert_eq!(timeout(PATIENCE, heard.recv()).await.unwrap(), Some("asked"));

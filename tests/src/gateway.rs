@@ -77,7 +77,15 @@ impl Gateway {
 
     /// Starts on a file that is there.
     pub async fn start_on(file: &Path, arguments: &[&str]) -> Self {
-        let mut process = Command::new(executable())
+        Self::start_under(&[], file, arguments).await
+    }
+
+    /// The same by way of another command, which runs it in its own place.
+    pub async fn start_under(command: &[&str], file: &Path, arguments: &[&str]) -> Self {
+        let mut words: Vec<std::ffi::OsString> = command.iter().map(Into::into).collect();
+        words.push(executable().into());
+        let mut process = Command::new(&words[0])
+            .args(&words[1..])
             .arg("run")
             .arg(file)
             .args(arguments)

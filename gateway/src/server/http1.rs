@@ -10,7 +10,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -76,11 +76,11 @@ struct Asked {
     keep_alive: bool,
 }
 
-/// What comes next on a connection.
-enum Next {
-    Request(RequestHead),
-    Refused(Kind),
-    Over,
+/// A request that is being answered.
+struct Started<F> {
+    future: F,
+    asked: Asked,
+    upload: Rc<Upload>,
 }
 
 impl<S> Http1<S>
@@ -139,22 +139,26 @@ where
     }
 
     /// Serves the connection to its end.
-    pub(super) async fn serve(mut self) {
-        loop {
-            match poll_fn(|cx| self.poll_head(cx)).await {
-                Next::Request(head) => {
-                    if !self.answer(head).await {
-                        return;
-                    }
-                }
-                Next::Refused(refused) => return self.refuse(refused).await,
-                Next::Over => return,
+    pub(super) async fn serve(&mut self) {
+        while let Some(started) = poll_fn(|cx| self.poll_start(cx)).await {
+            // On the heap, so that a connection that waits is small.
+            if !Box::pin(self.finish(started)).await {
+                return;
             }
         }
     }
 
+    /// Waits for the next request and begins it; nothing at the connection's end.
+    fn poll_start(&mut self, cx: &mut Context<'_>) -> Poll<Option<Started<S::Future>>> {
+        Poll::Ready(match ready!(self.poll_head(cx)) {
+            Ok(Some(head)) => Some(self.begin(head)),
+            Ok(None) => None,
+            Err(refused) => Some(self.begin_refusal(refused)),
+        })
+    }
+
     /// Waits for a request's head.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<RequestHead>, Kind>> {
         let limits = Limits { head: self.limits.max_header, target: self.limits.max_uri };
         loop {
             let mut kept = self.inbound.kept.borrow_mut();
@@ -175,11 +179,11 @@ where
                             *kept = BytesMut::new();
                         }
                         self.begun = None;
-                        return Poll::Ready(Next::Request(head));
+                        return Poll::Ready(Ok(Some(head)));
                     }
-                    Ok(None) if kept.len() > limits.head => return Poll::Ready(Next::Refused(Kind::HeaderTooLarge)),
+                    Ok(None) if kept.len() > limits.head => return Poll::Ready(Err(Kind::HeaderTooLarge)),
                     Ok(None) => self.begun = Some((since, kept.len())),
-                    Err(refused) => return Poll::Ready(Next::Refused(kind(refused))),
+                    Err(refused) => return Poll::Ready(Err(kind(refused))),
                 }
             }
             let empty = kept.is_empty();
@@ -189,17 +193,17 @@ where
                 if empty && !bytes.starts_with(b"\r") { head::parse_request(bytes, limits) } else { Ok(None) }
             };
             match self.inbound.poll_read_with(cx, parse) {
-                Poll::Ready(Ok((_, Ok(Some(head))))) => return Poll::Ready(Next::Request(head)),
-                Poll::Ready(Ok((_, Err(refused)))) => return Poll::Ready(Next::Refused(kind(refused))),
+                Poll::Ready(Ok((_, Ok(Some(head))))) => return Poll::Ready(Ok(Some(head))),
+                Poll::Ready(Ok((_, Err(refused)))) => return Poll::Ready(Err(kind(refused))),
                 Poll::Ready(Ok((1.., Ok(None)))) => {}
                 // Half a head is nobody's request.
-                Poll::Ready(Ok((0, _)) | Err(_)) => return Poll::Ready(Next::Over),
+                Poll::Ready(Ok((0, _)) | Err(_)) => return Poll::Ready(Ok(None)),
                 Poll::Pending => {
                     let since = self.begun.map(|(since, _)| since);
                     return match self.is_late(cx, since) {
                         false => Poll::Pending,
-                        true if since.is_some() => Poll::Ready(Next::Refused(Kind::HeaderTimeout)),
-                        true => Poll::Ready(Next::Over),
+                        true if since.is_some() => Poll::Ready(Err(Kind::HeaderTimeout)),
+                        true => Poll::Ready(Ok(None)),
                     };
                 }
             }
@@ -222,8 +226,8 @@ where
         self.alarm.set(due, cx) && Instant::now() >= due
     }
 
-    /// Answers a head that is no request, and closes.
-    async fn refuse(&mut self, refused: Kind) {
+    /// Begins the answer to a head that is no request.
+    fn begin_refusal(&mut self, refused: Kind) -> Started<S::Future> {
         let mut http = Box::new(http::Request::new(RequestBody::empty()));
         // Not a method that anybody sent: what was sent could not be read.
         *http.method_mut() = Method::from_bytes(b"-").unwrap_or_default();
@@ -232,14 +236,13 @@ where
         context.refused.set(Some(refused));
         let upload = context.upload.clone();
         let asked = Asked { method: Method::GET, version: Version::HTTP_11, keep_alive: false };
-        let future = self.stack.call(Request { http, context });
-        if self.respond(future, &asked, &upload).await.is_some() {
-            self.linger(&upload).await;
-        }
+        // What else was sent is not for anybody.
+        self.inbound.decoder.set(Decoder::Close);
+        Started { future: self.stack.call(Request { http, context }), asked, upload }
     }
 
-    /// Answers a request; whether another may follow.
-    async fn answer(&mut self, head: RequestHead) -> bool {
+    /// Begins a request.
+    fn begin(&mut self, head: RequestHead) -> Started<S::Future> {
         let RequestHead { request, framing, keep_alive } = head;
         self.inbound.decoder.set(Decoder::new(framing));
         let asked = Asked { method: request.method().clone(), version: request.version(), keep_alive };
@@ -247,11 +250,16 @@ where
         let http = Box::new(request.map(|()| RequestBody::http1(&self.inbound)));
         let context = Exchange::begin(&self.worker, &self.connection, Some(&self.inbound), &http);
         let upload = context.upload.clone();
-        let future = self.stack.call(Request { http, context });
+        Started { future: self.stack.call(Request { http, context }), asked, upload }
+    }
+
+    /// Answers a request to its end; whether another may follow.
+    async fn finish(&mut self, started: Started<S::Future>) -> bool {
+        let Started { future, asked, upload } = started;
         match self.respond(future, &asked, &upload).await {
             Some(true) => true,
             Some(false) => {
-                self.linger(&upload).await;
+                Box::pin(self.linger(&upload)).await;
                 false
             }
             None => false,
@@ -360,7 +368,7 @@ where
             return None;
         }
         if status == StatusCode::SWITCHING_PROTOCOLS {
-            self.tunnel(body).await;
+            Box::pin(self.tunnel(body)).await;
             return None;
         }
         // The log's line is written when the body goes, before the next request is read.

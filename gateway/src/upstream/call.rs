@@ -16,6 +16,7 @@ use http::{HeaderMap, Method, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::{
     io::{AsyncRead as _, ReadBuf},
+    sync::OwnedSemaphorePermit,
     time::Instant,
 };
 use tokio_util::io::poll_read_buf;
@@ -115,6 +116,8 @@ pub struct Call {
     /// What is still to be sent.
     body: Option<RequestBody>,
     chunked: bool,
+    /// Its place among the uploads, until it is none any more.
+    place: Option<OwnedSemaphorePermit>,
     decoder: Decoder,
     reusable: bool,
     /// Whether anything came back yet.
@@ -125,12 +128,19 @@ pub struct Call {
 
 impl Call {
     /// A request whose head is in the outbox.
-    pub fn new(wire: Wire, outbox: Outbox, body: Option<RequestBody>, chunked: bool) -> Self {
+    pub fn new(
+        wire: Wire,
+        outbox: Outbox,
+        body: Option<RequestBody>,
+        chunked: bool,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Self {
         Self {
             wire: Some(wire),
             outbox,
             body,
             chunked,
+            place,
             decoder: Decoder::Done,
             reusable: false,
             answered: false,
@@ -140,9 +150,9 @@ impl Call {
     }
 
     /// What a connection that broke has not sent.
-    pub fn take_unsent(&mut self) -> (Outbox, Option<RequestBody>) {
+    pub fn take_unsent(&mut self) -> (Outbox, Option<RequestBody>, Option<OwnedSemaphorePermit>) {
         self.outbox.rewind();
-        (std::mem::replace(&mut self.outbox, Outbox::new()), self.body.take())
+        (std::mem::replace(&mut self.outbox, Outbox::new()), self.body.take(), self.place.take())
     }
 
     /// Whether all of the request went out.
@@ -153,6 +163,7 @@ impl Call {
     /// The request is not sent on, and the connection not used again.
     pub fn give_up(&mut self) {
         self.body = None;
+        self.place = None;
         self.reusable = false;
     }
 
@@ -211,6 +222,7 @@ impl Call {
                 return Poll::Ready(Err(failed));
             }
             if self.body.is_none() {
+                self.place = None;
                 return Poll::Ready(Ok(()));
             }
             if starved {

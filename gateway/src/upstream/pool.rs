@@ -11,6 +11,7 @@ use std::{
     future::poll_fn,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::Poll,
     time::Duration,
 };
 
@@ -48,6 +49,8 @@ pub struct Pool {
     idle: RefCell<Vec<Wire>>,
     /// One permit a request in flight: as many as connections are allowed.
     permits: Arc<Semaphore>,
+    /// Half of them, for requests that are still coming in: clients that send slowly must not keep out the others.
+    uploads: Arc<Semaphore>,
     waiting: Cell<usize>,
     /// Whether a reload has put another in its place.
     retired: Cell<bool>,
@@ -56,8 +59,16 @@ pub struct Pool {
 impl Pool {
     /// A pool without connections yet.
     pub fn new(upstream: Arc<Upstream>) -> Rc<Self> {
-        let permits = Arc::new(Semaphore::new(upstream.connections.max.min(Semaphore::MAX_PERMITS)));
-        Rc::new(Self { upstream, idle: RefCell::default(), permits, waiting: Cell::new(0), retired: Cell::new(false) })
+        let max = upstream.connections.max.min(Semaphore::MAX_PERMITS);
+        let places = |max| Arc::new(Semaphore::new(max));
+        Rc::new(Self {
+            upstream,
+            idle: RefCell::default(),
+            permits: places(max),
+            uploads: places(max.div_ceil(2)),
+            waiting: Cell::new(0),
+            retired: Cell::new(false),
+        })
     }
 
     /// Whose connections these are.
@@ -85,9 +96,16 @@ impl Pool {
         let method = parts.method;
         let mut body = (!upload.is_empty()).then_some(body);
         // What is rare is kept apart: this future is moved for every request.
+        let mut place = match &mut body {
+            Some(body) if !upload.is_done() => match self.uploads.clone().try_acquire_owned() {
+                Ok(place) => Some(place),
+                Err(_) => Box::pin(self.wait_for_upload(body)).await?,
+            },
+            _ => None,
+        };
         let permit = match self.permits.clone().try_acquire_owned() {
             Ok(permit) => permit,
-            Err(_) => Box::pin(self.wait_for_permit()).await?,
+            Err(_) => Box::pin(self.wait(&self.permits)).await?,
         };
         let mut fresh = false;
         loop {
@@ -98,7 +116,7 @@ impl Pool {
                 Some(wire) => wire,
                 None => Box::pin(self.connect()).await?,
             };
-            let call = Rc::new(RefCell::new(Call::new(wire, outbox, body, chunked)));
+            let call = Rc::new(RefCell::new(Call::new(wire, outbox, body, chunked, place)));
             match poll_fn(|cx| call.borrow_mut().poll_head(cx, &method, &interim)).await {
                 Ok(head) => {
                     if reused {
@@ -108,9 +126,9 @@ impl Pool {
                     return Ok((head, Lease::new(Rc::new(shared), upload, idle)));
                 }
                 // Not a byte of it was sent.
-                Err(Failed::Unsent(_)) if reused => (outbox, body) = call.borrow_mut().take_unsent(),
+                Err(Failed::Unsent(_)) if reused => (outbox, body, place) = call.borrow_mut().take_unsent(),
                 Err(Failed::Silent(_)) if reused && may_repeat => {
-                    (outbox, body) = call.borrow_mut().take_unsent();
+                    (outbox, body, place) = call.borrow_mut().take_unsent();
                     fresh = true;
                 }
                 Err(failed) => return Err(self.failure(failed, &upload)),
@@ -118,15 +136,27 @@ impl Pool {
         }
     }
 
+    /// Waits for a place among those that are still coming in; none is needed by what is whole meanwhile.
+    async fn wait_for_upload(&self, body: &mut RequestBody) -> Result<Option<OwnedSemaphorePermit>, Error> {
+        let mut place = std::pin::pin!(self.wait(&self.uploads));
+        poll_fn(|cx| {
+            if let Poll::Ready(place) = place.as_mut().poll(cx) {
+                return Poll::Ready(place.map(Some));
+            }
+            body.poll_whole(cx).map_ok(|()| None)
+        })
+        .await
+    }
+
     /// Waits for its turn.
-    async fn wait_for_permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+    async fn wait(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Error> {
         let full = || Error::upstream(Kind::ConnectionLimit, &self.upstream.name, false, "every connection is in use");
         if self.waiting.get() >= WAITING {
             return Err(full());
         }
         self.waiting.set(self.waiting.get() + 1);
         let waiting = Waiting(&self.waiting);
-        let permit = self.permits.clone().acquire_owned().await;
+        let permit = places.clone().acquire_owned().await;
         drop(waiting);
         permit.map_err(|_| full())
     }

@@ -3,10 +3,11 @@
 use std::{
     any::Any,
     cell::{Cell, RefCell},
+    collections::VecDeque,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -168,13 +169,18 @@ impl Source {
 /// A request's body.
 pub struct RequestBody {
     source: Source,
+    /// What was read before anybody could take it.
+    ahead: VecDeque<Frame<Bytes>>,
     upload: Rc<Upload>,
 }
+
+/// What may be read ahead of a body, about.
+const AHEAD: u64 = 64 * 1024;
 
 impl RequestBody {
     fn new(source: Source) -> Self {
         let state = if source.is_end_stream() { State::Done } else { State::Streaming };
-        Self { source, upload: Upload::new(state) }
+        Self { source, ahead: VecDeque::new(), upload: Upload::new(state) }
     }
 
     /// None.
@@ -190,6 +196,18 @@ impl RequestBody {
     /// What a client sends on a stream.
     pub fn http2(incoming: Incoming) -> Self {
         Self::new(Source::Http2(incoming))
+    }
+
+    /// Reads ahead, within a bound; ready once the body is whole.
+    pub fn poll_whole(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        while self.upload.is_unfinished() && self.upload.bytes() < AHEAD {
+            match ready!(self.poll_source(cx)) {
+                Some(Ok(frame)) => self.ahead.push_back(frame),
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => break,
+            }
+        }
+        if self.upload.is_unfinished() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
     /// What is known of it.
@@ -224,12 +242,9 @@ impl Drop for RequestBody {
     }
 }
 
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let this = &mut *self;
+impl RequestBody {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self;
         let upload = &this.upload;
         if !upload.begun.replace(true) {
             upload.moved.set(Instant::now());
@@ -264,9 +279,21 @@ impl Body for RequestBody {
             }
         }
     }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self.ahead.pop_front() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => self.poll_source(cx),
+        }
+    }
 
     fn is_end_stream(&self) -> bool {
-        self.source.is_end_stream()
+        self.ahead.is_empty() && self.source.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

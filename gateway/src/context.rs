@@ -6,7 +6,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -206,7 +206,7 @@ const RESETS: u32 = 100;
 /// One client's connection.
 pub struct ClientConnection {
     /// Where it comes from.
-    pub peer: SocketAddr,
+    pub peer: IpAddr,
     /// The same address as a field's value.
     pub peer_value: HeaderValue,
     /// Requests in flight on it.
@@ -227,7 +227,7 @@ pub struct ClientConnection {
 
 impl ClientConnection {
     /// A connection that has asked for nothing yet.
-    pub fn new(peer: SocketAddr, value: HeaderValue) -> Self {
+    pub fn new(peer: IpAddr, value: HeaderValue) -> Self {
         Self {
             peer,
             peer_value: value,
@@ -346,7 +346,7 @@ impl Exchange {
             host: OnceCell::new(),
             asked: OnceCell::new(),
             request_id: OnceCell::new(),
-            client: Cell::new(connection.peer.ip()),
+            client: Cell::new(connection.peer),
             https: Cell::new(false),
             key: OnceCell::new(),
             literal: OnceCell::new(),
@@ -422,7 +422,7 @@ impl Exchange {
         let failure = self.failure.borrow();
         let client = self.client.get();
         let told;
-        let client = if client == self.connection.peer.ip() {
+        let client = if client == self.connection.peer {
             self.connection.peer_value.as_bytes()
         } else {
             told = client.to_string();

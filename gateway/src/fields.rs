@@ -27,9 +27,9 @@ pub enum Voice {
 
 /// Whose field this is, in any spelling that a server may take for it (`_` for `-`).
 pub fn voice(name: &str) -> Option<Voice> {
-    // Usual requests have no field that starts like these.
+    // Usual requests have few fields that start like these.
     let first = name.as_bytes().first();
-    if !matches!(first, Some(b'x' | b'f')) {
+    if !matches!(first, Some(b'x' | b'f' | b'c' | b't' | b'k' | b'p')) {
         return None;
     }
     let underscored = name.contains('_');
@@ -42,6 +42,9 @@ pub fn voice(name: &str) -> Option<Voice> {
     };
     match plain {
         "x-original-url" | "x-rewrite-url" => Some(Voice::Gateway),
+        // Framing, connection and id, as CGI and its heirs would read them.
+        "content-length" | "x-request-id" if underscored => Some(Voice::Gateway),
+        _ if underscored && is_hop_by_hop(plain) => Some(Voice::Gateway),
         _ if plain.starts_with("x-gateway-") => Some(Voice::Gateway),
         // An underscored spelling is no proxy's honest field: servers that fold it would see two.
         "x-real-ip" | "forwarded" if underscored => Some(Voice::Gateway),
@@ -63,7 +66,9 @@ pub fn is_method_override(name: &str) -> bool {
 /// Fields that mean nothing after a body, or too much: framing, routing, credentials, and what only the gateway says
 /// (RFC 9110 §6.5.1).
 pub fn is_forbidden_in_trailers(name: &HeaderName) -> bool {
-    const FORBIDDEN: [HeaderName; 17] = [
+    const FORBIDDEN: [HeaderName; 19] = [
+        BAGGAGE,
+        X_REQUEST_ID,
         header::CONTENT_LENGTH,
         header::HOST,
         header::TRAILER,
@@ -139,13 +144,16 @@ mod tests {
             "x_rewrite-url",
             "x_forwarded_for",
             "x_real_ip",
+            "content_length",
+            "transfer_encoding",
+            "x_request_id",
         ] {
             assert_eq!(voice(name), Some(Voice::Gateway), "{name}");
         }
         for name in ["x-forwarded-for", "x-forwarded-port", "forwarded", "x-real-ip"] {
             assert_eq!(voice(name), Some(Voice::Proxy), "{name}");
         }
-        for name in ["x-request-id", "from", "x-user", "accept", "x_user"] {
+        for name in ["content-length", "x-request-id", "from", "x-user", "accept", "x_user"] {
             assert_eq!(voice(name), None, "{name}");
         }
     }

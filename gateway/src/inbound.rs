@@ -166,6 +166,24 @@ impl Inbound {
         })
     }
 
+    /// Asks the system whether the client has ended its side, or is gone, without reading what may come before that.
+    pub fn look(&self) -> Left {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let tcp = self.tcp.borrow();
+        let mut polled = [PollFd::new(&*tcp, PollFlags::RDHUP)];
+        if poll(&mut polled, Some(&rustix::event::Timespec::default())).is_err() {
+            return Left::No;
+        }
+        let flags = polled[0].revents();
+        if flags.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
+            Left::Gone
+        } else if flags.contains(PollFlags::RDHUP) {
+            Left::HalfClosed
+        } else {
+            Left::No
+        }
+    }
+
     /// Passes on an interim response; too late, or more than the client reads, and it is dropped.
     pub fn interim(&self, status: StatusCode, headers: &HeaderMap) {
         let mut waiting = self.interim.borrow_mut();
@@ -189,6 +207,17 @@ impl Inbound {
         self.takes_interim.set(false);
         std::mem::take(&mut *self.interim.borrow_mut())
     }
+}
+
+/// Whether a client has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// It is there.
+    No,
+    /// It sends no more. It may be gone or wait for its answer.
+    HalfClosed,
+    /// It is gone.
+    Gone,
 }
 
 /// The socket, for a tunnel.

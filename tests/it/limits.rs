@@ -48,7 +48,8 @@ async fn heads_have_a_size() {
     let endless = tokio::spawn(async move {
         let (mut read, mut write) = tcp.split();
         let _ = write.write_all(b"GET / HTTP/1.1\r\n").await;
-        let writing = async { while write.write_all(b"x: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n").await.is_ok() {} };
+        let writing =
+            async { while write.write_all(b"x: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n").await.is_ok() {} };
         let (_, got) = tokio::join!(timeout(PATIENCE, writing), read_until(&mut read, "connection: close"));
         got
     });

@@ -68,6 +68,8 @@ pub struct ResponseHead {
     pub headers: HeaderMap,
     /// How the body ends.
     pub framing: Framing,
+    /// Whether there is none whatever the fields say.
+    pub bodyless: bool,
     /// Whether the connection may be used again.
     pub keep_alive: bool,
     /// What the upstream switches to, after a 101.
@@ -192,7 +194,7 @@ pub fn parse_response(bytes: &[u8], limit: usize, method: &Method) -> Result<Opt
         framing = Framing::None;
     }
     let keep_alive = keep_alive && framing != Framing::Close;
-    Ok(Some((ResponseHead { status, headers, framing, keep_alive, upgrade }, length)))
+    Ok(Some((ResponseHead { status, headers, framing, bodyless, keep_alive, upgrade }, length)))
 }
 
 /// Reads the fields after a last chunk; how many bytes they took, or nothing where they are not whole.
@@ -440,7 +442,7 @@ impl Seen {
 }
 
 /// A plain decimal number.
-fn length(text: &[u8]) -> Option<u64> {
+pub fn length(text: &[u8]) -> Option<u64> {
     if text.is_empty() || text.len() > 19 || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }

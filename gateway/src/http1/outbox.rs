@@ -35,6 +35,10 @@ pub struct Outbox {
     piece: Bytes,
     end: &'static [u8],
     taken: u64,
+    /// Whether anything was tried to be written.
+    tried: bool,
+    /// Whether the layers below have passed on all that they took.
+    flushed: bool,
 }
 
 impl Drop for Outbox {
@@ -57,11 +61,16 @@ impl Outbox {
     /// With nothing in it.
     pub fn new() -> Self {
         let flat = SPARES.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(2048));
-        Self { flat, written: 0, piece: Bytes::new(), end: b"", taken: 0 }
+        Self { flat, written: 0, piece: Bytes::new(), end: b"", taken: 0, tried: false, flushed: true }
+    }
+
+    /// Whether everything is on its way, and nothing waits in a layer below.
+    pub fn is_done(&self) -> bool {
+        self.flushed && self.is_empty()
     }
 
     /// Whether everything is written.
-    pub fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.written == self.flat.len() && self.piece.is_empty() && self.end.is_empty()
     }
 
@@ -75,13 +84,23 @@ impl Outbox {
         self.taken
     }
 
+    /// Whether anything was tried to be written. Encrypted, some of it may have gone out although nothing was taken.
+    pub fn tried(&self) -> bool {
+        self.tried
+    }
+
     /// Where to write a head. Only while there is room.
     pub fn flat(&mut self) -> &mut Vec<u8> {
         // What was written stays until there is more, for whoever must say it again.
         if self.written == self.flat.len() {
             self.flat.clear();
             self.written = 0;
+        } else if self.written > ROOM {
+            // A socket that never takes all of it must not make this grow.
+            self.flat.drain(..self.written);
+            self.written = 0;
         }
+        self.flushed = false;
         &mut self.flat
     }
 
@@ -89,6 +108,8 @@ impl Outbox {
     pub fn rewind(&mut self) {
         self.written = 0;
         self.taken = 0;
+        self.tried = false;
+        self.flushed = false;
     }
 
     /// Adds some of a body. Only while there is room.
@@ -119,6 +140,7 @@ impl Outbox {
         mut io: Pin<&mut W>,
     ) -> Poll<io::Result<()>> {
         while !self.is_empty() {
+            self.tried = true;
             let flat = &self.flat[self.written..];
             let mut count = if self.piece.is_empty() && self.end.is_empty() {
                 ready!(io.as_mut().poll_write(cx, flat))?
@@ -141,6 +163,67 @@ impl Outbox {
             }
         }
         // Encrypted, what was written may still wait.
-        io.poll_flush(cx)
+        if !self.flushed {
+            ready!(io.poll_flush(cx))?;
+            self.flushed = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    /// Takes so many bytes at each turn, then none until the next.
+    struct Narrow {
+        each: usize,
+        left: usize,
+        got: Vec<u8>,
+    }
+
+    impl AsyncWrite for Narrow {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            let count = buf.len().min(self.left);
+            if count == 0 {
+                return Poll::Pending;
+            }
+            self.left -= count;
+            self.got.extend_from_slice(&buf[..count]);
+            Poll::Ready(Ok(count))
+        }
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// What was written stayed in the buffer until all of it was: a body in small pieces to a slow client was kept whole.
+    #[test]
+    fn a_socket_that_never_takes_all_does_not_make_it_grow() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut outbox = Outbox::new();
+        let mut io = Narrow { each: 10_000, left: 0, got: Vec::new() };
+        let mut put = Vec::new();
+        let mut most = 0;
+        for round in 0..1000_u32 {
+            while outbox.has_room() {
+                let piece = Bytes::from(vec![u8::try_from(round % 251).unwrap(); 5000]);
+                put.extend_from_slice(&piece);
+                outbox.push(piece, false);
+            }
+            io.left = io.each;
+            assert!(outbox.poll_flush(&mut cx, Pin::new(&mut io)).is_pending());
+            most = most.max(outbox.flat.len());
+        }
+        assert!(most < 64 * 1024, "{most}");
+        io.left = usize::MAX;
+        assert!(outbox.poll_flush(&mut cx, Pin::new(&mut io)).is_ready());
+        assert!(outbox.is_done() && io.got == put);
+        assert_eq!(outbox.taken(), put.len() as u64);
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn apply(
     trusted: bool,
     snapshot: &Snapshot,
 ) -> Client {
-    let peer = connection.peer.ip();
+    let peer = connection.peer;
     if !trusted {
         headers.insert(fields::X_FORWARDED_FOR, connection.peer_value.clone());
         headers.insert(fields::X_FORWARDED_PROTO, HeaderValue::from_static("http"));
@@ -36,7 +36,9 @@ pub(super) fn apply(
         // A client asks one host again and again.
         let mut said = connection.forwarded.borrow_mut();
         if said.as_ref().is_none_or(|(before, _)| before != host) {
-            *said = forwarded(&[peer], "http", host.to_str().unwrap_or_default()).map(|value| (host.clone(), value));
+            // A copy: what came in holds the whole head that it is part of.
+            let copy = HeaderValue::from_bytes(host.as_bytes()).unwrap_or(HeaderValue::from_static(""));
+            *said = forwarded(&[peer], "http", host.to_str().unwrap_or_default()).map(|value| (copy, value));
         }
         if let Some((_, value)) = &*said {
             headers.insert(header::FORWARDED, value.clone());

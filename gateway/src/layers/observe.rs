@@ -77,6 +77,11 @@ impl Observed {
 }
 
 impl Observed {
+    /// The client did not have all of it after all.
+    pub fn cut(&self) {
+        self.context.complete.set(false);
+    }
+
     /// Whether the connection serves no other request after this one.
     pub fn is_last(&self) -> bool {
         self.context.last.get()

@@ -108,7 +108,7 @@ mod tests {
             .unwrap();
         let status = runtime.block_on(async {
             let worker = Worker::new(0, store.clone(), writer.log(store.process.clone()), 1);
-            let peer = ([127, 0, 0, 1], 1).into();
+            let peer = [127, 0, 0, 1].into();
             let connection = std::rc::Rc::new(ClientConnection::new(peer, http::HeaderValue::from_static("127.0.0.1")));
             let http = Box::new(http::Request::new(RequestBody::empty()));
             let context = Exchange::begin(&worker, &connection, None, &http);

@@ -17,7 +17,9 @@ use crate::{
     context::{Context, Request, Response},
     error::{Error, Kind},
     fields::{self, Voice},
+    http1::head::{self, MAX_FIELDS},
     routing::path,
+    upstream::upload::RequestBody,
 };
 
 /// The layer.
@@ -68,8 +70,11 @@ fn sanitize(request: &mut Request) -> Result<Option<Response>, Kind> {
         return Err(Kind::BadRequest("`CONNECT` is not served here; this is no tunnel"));
     }
     let snapshot = context.snapshot();
-    let trusted = !snapshot.trusted_proxies.is_empty() && snapshot.trusts(context.connection.peer.ip());
+    let trusted = !snapshot.trusted_proxies.is_empty() && snapshot.trusts(context.connection.peer);
     let seen = look(http.headers(), trusted, context);
+    if http.version() == Version::HTTP_2 {
+        hold_to_http1(http, &seen, snapshot.clients.max_uri)?;
+    }
     if seen.looped {
         return Err(Kind::Loop);
     }
@@ -103,7 +108,9 @@ fn sanitize(request: &mut Request) -> Result<Option<Response>, Kind> {
     request_id(headers, seen.id, context);
     headers.append(header::VIA, context.worker.via.of(context.version));
     let is_get = *http.method() == Method::GET;
-    context.upgrade.set(seen.websocket && seen.asks_upgrade && http.version() == Version::HTTP_11 && is_get);
+    // One with a body would have to be told apart from what follows the upgrade.
+    let upgrade = seen.websocket && seen.asks_upgrade && http.version() == Version::HTTP_11 && is_get;
+    context.upgrade.set(upgrade && context.upload.is_empty());
 
     if http.uri().path() == "*" {
         if http.method() != Method::OPTIONS {
@@ -187,9 +194,33 @@ fn is_host(host: &[u8]) -> bool {
     name.iter().all(valid) && (rest.is_empty() || rest.starts_with(b":")) && port.iter().all(u8::is_ascii_digit)
 }
 
+/// Holds a request of HTTP/2 to the rules that the reader of HTTP/1.1 has: it goes on as such.
+fn hold_to_http1(request: &mut http::Request<RequestBody>, seen: &Seen, max_uri: usize) -> Result<(), Kind> {
+    let target = request.uri().path_and_query().map_or("", PathAndQuery::as_str);
+    if target.len() > max_uri {
+        return Err(Kind::UriTooLong);
+    }
+    if !target.bytes().all(|byte| byte.is_ascii_graphic()) || !target.starts_with(['/', '*']) {
+        return Err(Kind::BadRequest("malformed request target; escape what is no URI character"));
+    }
+    if request.headers().len() > MAX_FIELDS {
+        return Err(Kind::HeaderTooLarge);
+    }
+    if *request.method() == Method::TRACE && !request.body().upload().is_empty() {
+        return Err(Kind::BadRequest("a TRACE has no body"));
+    }
+    let Some(length) = &seen.length else { return Ok(()) };
+    let number = head::length(length.as_bytes()).filter(|_| seen.lengths == 1);
+    let number = number.ok_or(Kind::BadRequest("malformed `Content-Length`; send one number"))?;
+    request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(number));
+    Ok(())
+}
+
 /// What one look at all fields found.
 #[derive(Default)]
 struct Seen {
+    length: Option<HeaderValue>,
+    lengths: usize,
     host: Option<HeaderValue>,
     hosts: usize,
     /// What must not go on.
@@ -237,6 +268,10 @@ fn look(headers: &HeaderMap, trusted: bool, context: &Context) -> Seen {
             // RFC 9110 §10.1.1: an old client cannot wait for an answer to it.
             6 if *name == header::EXPECT && context.version == Version::HTTP_10 => seen.doomed.push(name.clone()),
             7 if *name == fields::BAGGAGE => seen.baggage = true,
+            14 if *name == header::CONTENT_LENGTH => {
+                seen.lengths += 1;
+                seen.length = Some(value.clone());
+            }
             12 if *name == header::MAX_FORWARDS => seen.max_forwards = Some(value.clone()),
             12 if *name == fields::X_REQUEST_ID => {
                 if seen.id.is_none() {
@@ -352,6 +387,9 @@ fn set_target<B>(request: &mut http::Request<B>, forward: Option<String>) -> Res
     if forward.is_none() && uri.scheme().is_none() && uri.authority().is_none() {
         return Ok(());
     }
+    // `http://host?query` has no path of its own.
+    let whole = uri.path_and_query().is_some_and(|target| target.as_str().starts_with('/'));
+    let forward = forward.or_else(|| (!whole).then(|| uri.path().to_owned()));
     let target = match (forward, uri.query()) {
         (Some(path), Some(query)) => PathAndQuery::try_from(format!("{path}?{query}")),
         (Some(path), None) => PathAndQuery::try_from(path),

@@ -15,7 +15,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
 use http::{HeaderValue, Response};
 use hyper::{body::Incoming, rt::Executor, server::conn::http2};
 use hyper_util::rt::TokioIo;
@@ -23,13 +22,13 @@ use tokio::{net::TcpStream, time::Instant};
 use tower::Service;
 
 use super::{
-    http1::Http1,
+    http1::{Begun, Http1},
     io::{ClientIo, Stuck},
+    worker::Place,
 };
 use crate::{
     context::{ClientConnection, Exchange, Request, Worker},
     layers::observe::Observed,
-    snapshot::ClientLimits,
     upstream::upload::RequestBody,
 };
 
@@ -44,41 +43,41 @@ const LEAVE: Duration = Duration::from_secs(5);
 /// How an HTTP/2 connection begins (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Serves a connection to its end.
-pub(super) async fn serve<S>(worker: Rc<Worker>, tcp: TcpStream, peer: SocketAddr, stack: S)
+/// Begins to serve a connection.
+pub(super) fn begin<S>(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, place: Place, stack: &S)
 where
     S: Service<Request, Response = Response<Observed>, Error = Infallible> + Clone + 'static,
     S::Future: Unpin + 'static,
 {
     let _ = tcp.set_nodelay(true);
-    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let Ok(value) = HeaderValue::try_from(peer.ip().to_string()) else { return };
+    let peer = peer.ip().to_canonical();
+    let Ok(value) = HeaderValue::try_from(peer.to_string()) else { return };
     let connection = Rc::new(ClientConnection::new(peer, value));
     let limits = worker.local().snapshot.clients;
-    let mut http1 = Http1::new(worker.clone(), connection.clone(), tcp, limits, stack.clone());
+    let http1 = Http1::new(worker.clone(), connection, tcp, limits, stack.clone());
+    tokio::task::spawn_local(serve(http1, place));
+}
+
+/// Serves a connection to its end.
+async fn serve<S>(mut http1: Http1<S>, _place: Place)
+where
+    S: Service<Request, Response = Response<Observed>, Error = Infallible> + Clone + 'static,
+    S::Future: Unpin + 'static,
+{
     match http1.begins_with(PREFACE).await {
         None => {}
         Some(false) => http1.serve().await,
         // What an HTTP/2 connection needs is kept apart: most are of HTTP/1.1, and many of those idle.
-        Some(true) => {
-            if let Some((tcp, first)) = http1.into_parts() {
-                Box::pin(serve_http2(worker, connection, tcp, first, limits, stack)).await;
-            }
-        }
+        Some(true) => Box::pin(serve_http2(http1)).await,
     }
 }
 
-async fn serve_http2<S>(
-    worker: Rc<Worker>,
-    connection: Rc<ClientConnection>,
-    tcp: TcpStream,
-    first: BytesMut,
-    limits: ClientLimits,
-    stack: S,
-) where
-    S: Service<Request, Response = Response<Observed>, Error = Infallible> + 'static,
-    S::Future: 'static,
+async fn serve_http2<S>(http1: Http1<S>)
+where
+    S: Service<Request, Response = Response<Observed>, Error = Infallible> + Clone + 'static,
+    S::Future: Unpin + 'static,
 {
+    let Some(Begun { worker, connection, tcp, first, limits, stack }) = http1.into_parts() else { return };
     let stuck = Stuck::new();
     let io = TokioIo::new(ClientIo::new(tcp, first, stuck.clone()));
     let service = Serve { worker: worker.clone(), connection: connection.clone(), stack: RefCell::new(stack) };
@@ -137,7 +136,7 @@ async fn guard<C, E>(
                 asked_to_close = Some(Instant::now());
             }
             // It neither went on nor went.
-            Some(since) if waiting && since.max(active).elapsed() >= LEAVE => return,
+            Some(since) if waiting && writing.is_none() && since.max(active).elapsed() >= LEAVE => return,
             _ => {}
         }
     }

@@ -29,7 +29,7 @@ use crate::{
         outbox::Outbox,
         write::{self, Ending},
     },
-    inbound::{Inbound, Socket},
+    inbound::{Inbound, Left, Socket},
     layers::observe::Observed,
     snapshot::ClientLimits,
     timer::Alarm,
@@ -40,11 +40,13 @@ use crate::{
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// What is read of a client that was told to go, at most, before the connection is closed under it.
 const DISCARDED: usize = 1024 * 1024;
+/// Writes of one response before others have their turn.
+const TURN: usize = 8;
 /// Requests that a client may send ahead, in bytes.
 const AHEAD: usize = 64 * 1024;
 /// How soon after its end a client is looked at again: soon at first, then at leisure.
 const LOOK: Duration = Duration::from_millis(20);
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(640);
 
 /// A connection.
 pub(super) struct Http1<S> {
@@ -66,7 +68,23 @@ pub(super) struct Http1<S> {
 /// A client that has ended its side while it is being answered.
 struct HalfClosed {
     next: Instant,
-    looks: u32,
+    pause: Duration,
+    /// Bytes that had been written when it was looked at last.
+    written: u64,
+    /// Whether its end was seen at the last look.
+    seen: bool,
+    /// Whether it was sent something since.
+    asked: bool,
+}
+
+/// A connection of which only the beginning was read.
+pub(super) struct Begun<S> {
+    pub(super) worker: Rc<Worker>,
+    pub(super) connection: Rc<ClientConnection>,
+    pub(super) tcp: TcpStream,
+    pub(super) first: BytesMut,
+    pub(super) limits: ClientLimits,
+    pub(super) stack: S,
 }
 
 /// What a request says about its response.
@@ -111,10 +129,12 @@ where
         }
     }
 
-    /// The socket and what was read of it, for another protocol.
-    pub(super) fn into_parts(self) -> Option<(TcpStream, BytesMut)> {
-        let inbound = Rc::into_inner(self.inbound)?;
-        Some((inbound.tcp.into_inner(), inbound.kept.into_inner()))
+    /// What another protocol needs to go on.
+    pub(super) fn into_parts(self) -> Option<Begun<S>> {
+        let Self { worker, connection, inbound, stack, limits, .. } = self;
+        let inbound = Rc::into_inner(inbound)?;
+        let (tcp, first) = (inbound.tcp.into_inner(), inbound.kept.into_inner());
+        Some(Begun { worker, connection, tcp, first, limits, stack })
     }
 
     /// Reads until it is clear whether the client begins with these bytes; nothing where it never says.
@@ -126,12 +146,17 @@ where
                     if kept.len() >= preface.len() || !preface.starts_with(&kept) {
                         return Poll::Ready(Some(kept.starts_with(preface)));
                     }
+                    if !kept.is_empty() && self.begun.is_none() {
+                        self.begun = Some((Instant::now(), 0));
+                    }
                 }
                 match self.inbound.poll_read_ahead(cx) {
                     Poll::Ready(Ok(1..)) => {}
                     Poll::Ready(_) => return Poll::Ready(None),
-                    Poll::Pending if self.is_late(cx, None) => return Poll::Ready(None),
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        let since = self.begun.map(|(since, _)| since);
+                        return if self.is_late(cx, since) { Poll::Ready(None) } else { Poll::Pending };
+                    }
                 }
             }
         })
@@ -280,7 +305,7 @@ where
             if let Poll::Ready(Err(_)) = self.inbound.poll_interim(cx) {
                 return Poll::Ready(None);
             }
-            if self.has_left(cx, upload, false) { Poll::Ready(None) } else { Poll::Pending }
+            if self.has_left(cx, upload, None) { Poll::Ready(None) } else { Poll::Pending }
         })
         .await?;
         drop(future);
@@ -306,7 +331,7 @@ where
         let mut broken = false;
         let mut stuck: Option<(Instant, u64)> = None;
         let sent = poll_fn(|cx| {
-            loop {
+            for _ in 0..TURN {
                 let mut starved = false;
                 while !ended && outbox.has_room() {
                     match Pin::new(&mut body).poll_frame(cx) {
@@ -356,15 +381,20 @@ where
                     }
                 }
                 if starved {
-                    return if self.has_left(cx, upload, true) { Poll::Ready(None) } else { Poll::Pending };
+                    let left = self.has_left(cx, upload, Some(outbox.taken()));
+                    return if left { Poll::Ready(None) } else { Poll::Pending };
                 }
             }
+            // A long body must not keep others waiting.
+            cx.waker().wake_by_ref();
+            Poll::Pending
         })
         .await;
         if broken && ending == Ending::Close {
             self.reset();
         }
         if broken || sent.is_none() {
+            body.cut();
             return None;
         }
         if status == StatusCode::SWITCHING_PROTOCOLS {
@@ -397,47 +427,63 @@ where
         self.alarm.set(due, cx) && Instant::now() >= due
     }
 
-    /// Whether the client has left. Nothing is looked at before its request is whole: whoever reads the body sees it.
-    fn has_left(&mut self, cx: &mut Context<'_>, upload: &Upload, begun: bool) -> bool {
-        if upload.is_unfinished() || !self.inbound.decoder.get().is_done() {
+    /// Whether the client has left. `written` counts what it was sent of a response that has begun.
+    fn has_left(&mut self, cx: &mut Context<'_>, upload: &Upload, written: Option<u64>) -> bool {
+        if written.is_some() && upload.failure() == Some(Kind::ClientAborted) {
+            return true;
+        }
+        if upload.awaits_client() && upload.poll_end(cx).is_pending() {
+            // Whoever reads the body sees it.
             return false;
         }
-        if self.inbound.ended.get() {
-            return self.has_left_for_good(cx, begun);
-        }
-        while self.inbound.kept.borrow().len() < AHEAD {
+        let whole = !upload.is_unfinished() && self.inbound.decoder.get().is_done();
+        while whole && !self.inbound.ended.get() && self.inbound.kept.borrow().len() < AHEAD {
             match self.inbound.poll_read_ahead(cx) {
                 Poll::Pending => return false,
-                Poll::Ready(Ok(1..)) => {}
-                // The response has begun: whoever ends its side now is not waiting for the rest.
-                Poll::Ready(Ok(0)) if begun => return true,
-                Poll::Ready(Ok(0)) => return self.has_left_for_good(cx, begun),
+                Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => return true,
             }
         }
-        false
+        self.looks_gone(cx, written)
     }
 
-    /// Tells a client that has only ended its side from one that is gone: bytes draw a reset from the latter.
-    fn has_left_for_good(&mut self, cx: &mut Context<'_>, begun: bool) -> bool {
+    /// Looks at a client from time to time that cannot be heard of by reading: it has ended its side, or sent more than is read now.
+    ///
+    /// One that has only ended its side is told from one that is gone by the reset that bytes draw from the latter.
+    /// Before the response there is an interim one to send; in a response that pauses there is nothing.
+    fn looks_gone(&mut self, cx: &mut Context<'_>, written: Option<u64>) -> bool {
         let now = Instant::now();
-        let half = self.half_closed.get_or_insert(HalfClosed { next: now + LOOK, looks: 0 });
-        if now >= half.next {
-            half.looks += 1;
-            if half.looks == 1 && !begun {
-                if !self.inbound.takes_interim.get() {
-                    return true;
+        let bytes = written.unwrap_or(0);
+        let first = HalfClosed { next: now + LOOK, pause: LOOK / 2, written: bytes, seen: false, asked: false };
+        let look = self.half_closed.get_or_insert(first);
+        if now >= look.next {
+            let left = match self.inbound.look() {
+                Left::Gone => return true,
+                left => left,
+            };
+            if left == Left::HalfClosed && !look.asked {
+                match written {
+                    None if !self.inbound.takes_interim.get() => return true,
+                    None => {
+                        look.asked = true;
+                        self.inbound.interim(StatusCode::CONTINUE, &HeaderMap::new());
+                        if let Poll::Ready(Err(_)) = self.inbound.poll_interim(cx) {
+                            return true;
+                        }
+                    }
+                    // What was written meanwhile drew no reset.
+                    Some(bytes) if bytes > look.written => look.asked = true,
+                    Some(_) if look.seen => return true,
+                    Some(_) => look.seen = true,
                 }
-                self.inbound.interim(StatusCode::CONTINUE, &HeaderMap::new());
-                if let Poll::Ready(Err(_)) = self.inbound.poll_interim(cx) {
-                    return true;
-                }
-            } else if !matches!(self.inbound.tcp.borrow().take_error(), Ok(None)) {
-                return true;
             }
-            half.next = now + if half.looks < 4 { LOOK } else { LOOK_AGAIN };
+            look.written = bytes;
+            // Soon again after its end; otherwise often enough for nobody to wait in vain.
+            let most = if left == Left::HalfClosed { LOOK_AGAIN } else { 4 * LOOK };
+            look.pause = (look.pause * 2).min(most);
+            look.next = now + look.pause;
         }
-        let next = half.next;
+        let next = look.next;
         self.alarm.set(next, cx);
         false
     }
@@ -446,8 +492,12 @@ where
     async fn linger(&mut self, upload: &Upload) {
         // Somebody may still want the rest of its request, and limits its pauses.
         poll_fn(|cx| upload.poll_end(cx)).await;
-        if upload.is_done() && self.inbound.decoder.get().is_done() && self.inbound.kept.borrow().is_empty() {
-            return;
+        let whole = upload.is_done() && self.inbound.decoder.get().is_done();
+        if whole && self.inbound.kept.borrow().is_empty() {
+            let more = poll_fn(|cx| Poll::Ready(self.inbound.poll_read_ahead(cx))).await;
+            if more.is_pending() {
+                return;
+            }
         }
         let inbound = &self.inbound;
         let closed = poll_fn(|cx| Pin::new(&mut *inbound.tcp.borrow_mut()).poll_shutdown(cx)).await;
@@ -462,11 +512,11 @@ where
                 match inbound.poll_read_ahead(cx) {
                     Poll::Ready(Ok(count @ 1..)) => discarded += count,
                     Poll::Ready(_) => return Poll::Ready(()),
-                    Poll::Pending if self.alarm.set(until, cx) && Instant::now() >= until => return Poll::Ready(()),
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => break,
                 }
             }
-            Poll::Ready(())
+            // Beyond that it is left in the kernel, and the client has the time to read its answer.
+            if self.alarm.set(until, cx) && Instant::now() >= until { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }

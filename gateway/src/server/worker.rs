@@ -17,7 +17,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use super::connection::serve;
+use super::connection::begin;
 use crate::{
     context::Worker,
     pipeline::pipeline,
@@ -99,13 +99,9 @@ async fn work(
             biased;
             handed = receiver.recv() => {
                 let Some(Handed { tcp, peer, place }) = handed else { break };
-                let (worker, stack) = (worker.clone(), stack.clone());
-                tokio::task::spawn_local(async move {
-                    let _place = place;
-                    if let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) {
-                        serve(worker, tcp, peer, stack).await;
-                    }
-                });
+                if let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) {
+                    begin(&worker, tcp, peer, place, &stack);
+                }
             }
             _ = phase.wait_for(|phase| *phase != Phase::Running), if !worker.draining.get() => drain(&worker),
             // Also where nobody has told the acceptor to close.

@@ -36,6 +36,8 @@ use crate::{
 
 /// A response's head, at most.
 const MAX_HEAD: usize = 64 * 1024;
+/// Writes of one request before others have their turn.
+const TURN: usize = 8;
 /// Interim responses before a final one, at most.
 const MAX_INTERIM: usize = 100;
 
@@ -48,7 +50,9 @@ pub struct Wire {
     pub born: Instant,
     /// When it was last used.
     pub idle_since: Instant,
-    _open: Open,
+    /// Whether its last response had no body where another would have one: some upstreams send it all the same.
+    suspect: bool,
+    open: Open,
 }
 
 impl Wire {
@@ -56,7 +60,7 @@ impl Wire {
     pub fn new(io: Io, stats: Arc<UpstreamStats>) -> Self {
         stats.open.fetch_add(1, Relaxed);
         let now = Instant::now();
-        Self { io, kept: BytesMut::new(), born: now, idle_since: now, _open: Open(stats) }
+        Self { io, kept: BytesMut::new(), born: now, idle_since: now, suspect: false, open: Open(stats) }
     }
 
     /// Whether an idle connection is as it was left: neither closed nor spoken on. Asks the system only where the runtime
@@ -67,26 +71,26 @@ impl Wire {
         Pin::new(&mut self.io).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
     }
 
-    /// Asks the system whether the other side has closed or spoken, which the runtime may not have heard of yet.
-    pub fn was_closed(&self) -> bool {
+    /// Asks the system whether the other side has closed or spoken, which the runtime may not have heard of yet. Worth it
+    /// for a request that must not be sent twice, and after a response that may have more to it.
+    pub fn was_closed(&self, careful: bool) -> bool {
+        if !careful && !self.suspect {
+            return false;
+        }
         let mut byte = [std::mem::MaybeUninit::uninit(); 1];
         let peeked = socket2::SockRef::from(self.io.tcp()).peek(&mut byte);
-        // Encrypted, there may be a message about the session; a close is told in one, too.
-        match peeked {
-            Ok(0) => true,
-            Ok(_) => !self.io.is_encrypted(),
-            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-        }
+        // Encrypted, a close is told in bytes, too.
+        !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// The socket and what was read of it, for a tunnel.
-    pub fn into_parts(self) -> (Io, BytesMut) {
-        (self.io, self.kept)
+    /// The socket and what was read of it, for a tunnel; and what counts it as open.
+    pub fn into_parts(self) -> (Io, BytesMut, Open) {
+        (self.io, self.kept, self.open)
     }
 }
 
 /// Counts an open connection until it is closed.
-struct Open(Arc<UpstreamStats>);
+pub struct Open(Arc<UpstreamStats>);
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -124,6 +128,12 @@ pub struct Call {
     answered: bool,
     interim: usize,
     write_error: Option<io::Error>,
+    /// How much of a head was looked at in vain.
+    seen: usize,
+    /// Why the response must not go on, although the upstream might send it.
+    spoilt: Option<String>,
+    /// Who waits for the response's body.
+    reader: Option<Waker>,
 }
 
 impl Call {
@@ -146,6 +156,9 @@ impl Call {
             answered: false,
             interim: 0,
             write_error: None,
+            seen: 0,
+            spoilt: None,
+            reader: None,
         }
     }
 
@@ -157,7 +170,7 @@ impl Call {
 
     /// Whether all of the request went out.
     pub fn is_uploaded(&self) -> bool {
-        self.body.is_none() && self.outbox.is_empty()
+        self.body.is_none() && self.outbox.is_done()
     }
 
     /// The request is not sent on, and the connection not used again.
@@ -167,11 +180,22 @@ impl Call {
         self.reusable = false;
     }
 
+    /// The request broke off: what comes back is not for anybody.
+    pub fn spoil(&mut self, why: String) {
+        self.give_up();
+        self.spoilt = Some(why);
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
     /// The connection, where request and response are over and another request may follow.
     pub fn take_finished(&mut self) -> Option<Wire> {
         let over = self.reusable && self.decoder.is_done() && self.is_uploaded();
         // What came after the response answers nothing: the next request must not get it.
-        self.wire.take().filter(|wire| over && wire.kept.is_empty())
+        let mut wire = self.wire.take().filter(|wire| over && wire.kept.is_empty())?;
+        wire.kept = BytesMut::new();
+        Some(wire)
     }
 
     /// The connection, whatever is on it.
@@ -182,7 +206,7 @@ impl Call {
     /// Sends on the request.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         let Some(wire) = &mut self.wire else { return Poll::Ready(Ok(())) };
-        loop {
+        for _ in 0..TURN {
             let mut starved = false;
             while let Some(body) = &mut self.body
                 && self.outbox.has_room()
@@ -218,7 +242,7 @@ impl Call {
             if let Err(error) = ready!(self.outbox.poll_flush(cx, Pin::new(&mut wire.io))) {
                 let told = error.to_string();
                 self.write_error = Some(error);
-                let failed = if self.outbox.taken() == 0 { Failed::Unsent(told) } else { Failed::Broken(told) };
+                let failed = if self.is_unsent() { Failed::Unsent(told) } else { Failed::Broken(told) };
                 return Poll::Ready(Err(failed));
             }
             if self.body.is_none() {
@@ -229,6 +253,9 @@ impl Call {
                 return Poll::Pending;
             }
         }
+        // A long body must not keep others waiting.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Sends, and waits for the head of the final response.
@@ -257,6 +284,9 @@ impl Call {
                 continue;
             }
             self.decoder = Decoder::new(head.framing);
+            if let Some(wire) = &mut self.wire {
+                wire.suspect = head.bodyless;
+            }
             self.reusable =
                 head.keep_alive && self.write_error.is_none() && head.status != StatusCode::SWITCHING_PROTOCOLS;
             return Poll::Ready(Ok(head));
@@ -270,19 +300,19 @@ impl Call {
             Refused::Fields | Refused::Target => Failed::Protocol("the response's head is too large"),
             Refused::Version => Failed::Protocol("another version of HTTP than 1.0 and 1.1"),
         };
-        // An interim response may have brought the next along.
-        let mut seen = 0;
         loop {
-            if !wire.kept.is_empty() && head::is_whole(&wire.kept, seen).map_err(refused)? {
+            // An interim response may have brought the next along.
+            if !wire.kept.is_empty() && head::is_whole(&wire.kept, self.seen).map_err(refused)? {
                 if let Some((head, length)) = head::parse_response(&wire.kept, MAX_HEAD, method).map_err(refused)? {
                     wire.kept.advance(length);
+                    self.seen = 0;
                     return Poll::Ready(Ok(head));
                 }
             }
             if wire.kept.len() > MAX_HEAD {
                 return Poll::Ready(Err(refused(Refused::Fields)));
             }
-            seen = wire.kept.len();
+            self.seen = wire.kept.len();
             let read = with_scratch(|scratch| {
                 let mut buffer = ReadBuf::new(scratch);
                 ready!(Pin::new(&mut wire.io).poll_read(cx, &mut buffer)).map_err(Ok)?;
@@ -319,10 +349,16 @@ impl Call {
         }
     }
 
+    /// Whether certainly not a byte of the request went out.
+    fn is_unsent(&self) -> bool {
+        let encrypted = self.wire.as_ref().is_some_and(|wire| wire.io.is_encrypted());
+        self.outbox.taken() == 0 && !(encrypted && self.outbox.tried())
+    }
+
     fn broken(&self, told: String) -> Failed {
         if self.answered {
             Failed::Broken(told)
-        } else if self.outbox.taken() == 0 {
+        } else if self.is_unsent() {
             Failed::Unsent(told)
         } else {
             Failed::Silent(told)
@@ -336,6 +372,9 @@ impl Call {
 
     /// The next piece of the response's body.
     pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+        if let Some(why) = self.spoilt.take() {
+            return Poll::Ready(Some(Err(BrokenBody::Cut(why))));
+        }
         let Some(wire) = &mut self.wire else { return Poll::Ready(None) };
         loop {
             match self.decoder.decode(&mut wire.kept) {
@@ -352,8 +391,13 @@ impl Call {
                 // Whoever waits holds no buffer.
                 wire.kept = BytesMut::new();
             }
+            if polled.is_pending() && !(self.body.is_none() && self.outbox.is_done()) {
+                self.reader = Some(cx.waker().clone());
+            }
+            // A reset that a write was told of is an end to whoever reads. Only a broken pipe was an end before.
+            let reset = self.write_error.as_ref().is_some_and(|error| error.kind() != io::ErrorKind::BrokenPipe);
             match ready!(polled) {
-                Ok(0) if self.decoder == Decoder::Close => {
+                Ok(0) if self.decoder == Decoder::Close && !reset => {
                     self.decoder = Decoder::Done;
                     return Poll::Ready(None);
                 }

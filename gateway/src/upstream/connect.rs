@@ -75,6 +75,20 @@ pub enum Io {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Drop for Io {
+    /// Says goodbye on an encrypted connection, as far as the socket takes it at once (RFC 9112 §9.8).
+    fn drop(&mut self) {
+        if let Self::Tls(tls) = self {
+            let (tcp, session) = tls.get_mut();
+            session.send_close_notify();
+            let mut farewell = Vec::new();
+            if session.write_tls(&mut farewell).is_ok() {
+                let _ = tcp.try_write(&farewell);
+            }
+        }
+    }
+}
+
 impl Io {
     /// The socket below.
     pub fn tcp(&self) -> &TcpStream {

@@ -47,7 +47,15 @@ impl UpstreamBody {
         if std::mem::take(&mut self.moved) {
             sleep.reset(idle);
         }
-        Pin::new(sleep).poll(cx)
+        while Pin::new(&mut *sleep).poll(cx).is_ready() {
+            // Who is still being told something need not answer yet.
+            let told = self.lease.as_ref().map(Lease::upload).filter(|upload| upload.is_unfinished());
+            match told.and_then(|upload| idle.checked_sub(upload.quiet())) {
+                Some(left) if !left.is_zero() => *sleep = self.timer.sleep(left),
+                _ => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
     }
 }
 

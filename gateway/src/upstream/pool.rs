@@ -105,7 +105,7 @@ impl Pool {
         };
         let permit = match self.permits.clone().try_acquire_owned() {
             Ok(permit) => permit,
-            Err(_) => Box::pin(self.wait(&self.permits)).await?,
+            Err(_) => Box::pin(meanwhile(&mut body, self.wait(&self.permits))).await?,
         };
         let mut fresh = false;
         loop {
@@ -114,7 +114,7 @@ impl Pool {
             let reused = kept.is_some();
             let wire = match kept {
                 Some(wire) => wire,
-                None => Box::pin(self.connect()).await?,
+                None => Box::pin(meanwhile(&mut body, self.connect())).await?,
             };
             let call = Rc::new(RefCell::new(Call::new(wire, outbox, body, chunked, place)));
             match poll_fn(|cx| call.borrow_mut().poll_head(cx, &method, &interim)).await {
@@ -170,7 +170,7 @@ impl Pool {
             if now.duration_since(wire.born) < limits.max_age
                 && now.duration_since(wire.idle_since) < limits.idle
                 && wire.is_quiet()
-                && !(careful && wire.was_closed())
+                && !wire.was_closed(careful)
             {
                 return Some(wire);
             }
@@ -223,6 +223,23 @@ impl Pool {
     }
 }
 
+/// Waits, and reads on in the body meanwhile: so a client that leaves is noticed.
+async fn meanwhile<T>(
+    body: &mut Option<RequestBody>,
+    wait: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let mut wait = std::pin::pin!(wait);
+    poll_fn(|cx| {
+        if let Some(body) = body
+            && let Poll::Ready(Err(error)) = body.poll_whole(cx)
+        {
+            return Poll::Ready(Err(error));
+        }
+        wait.as_mut().poll(cx)
+    })
+    .await
+}
+
 /// Counts a waiting request, also one that gives up.
 struct Waiting<'a>(&'a Cell<usize>);
 
@@ -259,22 +276,26 @@ impl Drop for Shared {
 /// A response's hold on its connection. Dropped before the response has ended, it closes the connection.
 pub struct Lease {
     shared: Rc<Shared>,
+    upload: Rc<Upload>,
     /// Sends on what is left of the request.
     pump: Option<AbortHandle>,
 }
 
 impl Lease {
     fn new(shared: Rc<Shared>, upload: Rc<Upload>, idle: Option<Duration>) -> Self {
-        let pump = (!shared.call.borrow().is_uploaded()).then(|| {
-            let shared = shared.clone();
-            tokio::task::spawn_local(pump(shared, upload, idle)).abort_handle()
-        });
-        Self { shared, pump }
+        let pump = (!shared.call.borrow().is_uploaded())
+            .then(|| tokio::task::spawn_local(pump(shared.clone(), upload.clone(), idle)).abort_handle());
+        Self { shared, upload, pump }
     }
 
     /// Whose connection it is.
     pub fn upstream(&self) -> &Arc<Upstream> {
         &self.shared.pool.upstream
+    }
+
+    /// What is known of the request's body.
+    pub fn upload(&self) -> &Upload {
+        &self.upload
     }
 
     /// The connection, and what was read of it.
@@ -300,8 +321,11 @@ impl Drop for Lease {
 async fn pump(shared: Rc<Shared>, upload: Rc<Upload>, idle: Option<Duration>) {
     let sending = async {
         let sent = poll_fn(|cx| shared.call.borrow_mut().poll_upload(cx)).await;
-        if sent.is_err() {
-            shared.call.borrow_mut().give_up();
+        match sent {
+            Ok(()) => {}
+            Err(Failed::Body(error)) => shared.call.borrow_mut().spoil(error.to_string()),
+            // It may have answered all the same.
+            Err(_) => shared.call.borrow_mut().give_up(),
         }
     };
     let mut sending = std::pin::pin!(sending);

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::BytesMut;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     time::Instant,
 };
 
@@ -36,7 +36,7 @@ impl Tunnel {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let (io, first) = self.wire.into_parts();
+        let (io, first, _open) = self.wire.into_parts();
         let client = Early { first: early, io: client };
         let upstream = Early { first, io };
         carry(client, upstream, timer, idle).await.1
@@ -72,6 +72,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Early<T> {
     }
 }
 
+/// Copies one direction to its end. Its end, or its failure, is not the other's: what was said before it is still to be heard.
+async fn one_way(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+    let _ = tokio::io::copy(&mut from, &mut to).await;
+    let _ = to.shutdown().await;
+}
+
 /// Bytes that came out of one side, and when the last did.
 #[derive(Debug)]
 struct Flow {
@@ -93,8 +99,8 @@ where
     let moved = Rc::new(Cell::new(Instant::now()));
     let flow = || Rc::new(Flow { bytes: Cell::new(0), moved: moved.clone() });
     let (up, down) = (flow(), flow());
-    let mut client = Side { io: client, flow: up.clone() };
-    let mut upstream = Side { io: upstream, flow: down.clone() };
+    let (from_client, to_client) = tokio::io::split(Side { io: client, flow: up.clone() });
+    let (from_upstream, to_upstream) = tokio::io::split(Side { io: upstream, flow: down.clone() });
     let pause = async {
         match idle {
             None => std::future::pending().await,
@@ -107,7 +113,7 @@ where
     };
     tokio::select! {
         // Whether it ended well or was cut, each side saw it for itself.
-        _ = tokio::io::copy_bidirectional(&mut client, &mut upstream) => {}
+        _ = futures_util::future::join(one_way(from_client, to_upstream), one_way(from_upstream, to_client)) => {}
         () = pause => {}
     }
     (up.bytes.get(), down.bytes.get())

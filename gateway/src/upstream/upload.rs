@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::{
     error::{Error, Kind},
+    fields,
     http1::body::Decoder,
     inbound::Inbound,
     timer::{Sleep, Timer},
@@ -108,6 +109,11 @@ impl Upload {
         Poll::Ready(())
     }
 
+    /// Whether its reader waits for the client to send more.
+    pub fn awaits_client(&self) -> bool {
+        self.is_streaming() && self.client_paused.get()
+    }
+
     fn is_streaming(&self) -> bool {
         self.begun.get() && self.state.get() == State::Streaming
     }
@@ -151,9 +157,15 @@ impl Source {
         match self {
             Self::Empty => Poll::Ready(None),
             Self::Http1(inbound) => inbound.poll_body(cx),
-            Self::Http2(incoming) => Pin::new(incoming)
-                .poll_frame(cx)
-                .map(|frame| frame.map(|frame| frame.map_err(|error| (Kind::ClientAborted, error.to_string())))),
+            Self::Http2(incoming) => match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+                // A reset without an error ends the stream, but not the body.
+                None if !incoming.is_end_stream() => {
+                    Poll::Ready(Some(Err((Kind::ClientAborted, "the stream was reset".to_owned()))))
+                }
+                None => Poll::Ready(None),
+                Some(Ok(frame)) => Poll::Ready(Some(Ok(harmless(frame)))),
+                Some(Err(error)) => Poll::Ready(Some(Err((Kind::ClientAborted, error.to_string())))),
+            },
         }
     }
 
@@ -163,6 +175,21 @@ impl Source {
             Self::Http1(inbound) => inbound.decoder.get().is_done(),
             Self::Http2(incoming) => incoming.is_end_stream(),
         }
+    }
+}
+
+/// Trailers without what has no place there; those of HTTP/1.1 were read so.
+fn harmless(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            let doomed: Vec<_> =
+                trailers.keys().filter(|name| fields::is_forbidden_in_trailers(name)).cloned().collect();
+            for name in doomed {
+                trailers.remove(name);
+            }
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
     }
 }
 

@@ -67,6 +67,11 @@ impl Timer {
         Alarm { timer: self.clone(), slot: None }
     }
 
+    /// A wait until then; nothing is registered before it is polled.
+    pub fn sleep_until(&self, deadline: Instant) -> Sleep {
+        Sleep { alarm: self.alarm(), deadline }
+    }
+
     /// A wait; nothing is registered before it is polled.
     pub fn sleep(&self, duration: Duration) -> Sleep {
         let now = Instant::now();
@@ -131,8 +136,7 @@ impl Alarm {
         let Some(wait) = self.slot.and_then(|slot| waits.get_mut(slot)) else {
             self.slot = Some(waits.insert(Wait { deadline: Some(due), waker: cx.waker().clone() }));
             inner.hear_of(due);
-            // A deadline that has passed already would else wait for a tick.
-            return true;
+            return false;
         };
         wait.waker.clone_from(cx.waker());
         let fired = wait.deadline.is_none();

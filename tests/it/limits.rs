@@ -303,7 +303,7 @@ async fn a_gibibyte_flows_through_flat_memory() {
     let mut most = 0;
     while got < SIZE {
         got += tcp.read(&mut chunk).await.unwrap() as u64;
-        if got % 1024 == 0 {
+        if got.is_multiple_of(1024) {
             most = most.max(resident(&gateway));
         }
     }

@@ -142,8 +142,8 @@ impl Chunk {
                 Self::Size(size * 16 + u64::from(digit), digits + 1)
             }
             (Self::Size(_, 0), _) => return malformed,
-            (Self::Size(size, _), b'\r') | (Self::Extension(size, _), b'\r') => Self::SizeLf(size),
-            (Self::Size(size, _), b';') | (Self::Blank(size, _), b';') => Self::Extension(size, 0),
+            (Self::Size(size, _) | Self::Extension(size, _), b'\r') => Self::SizeLf(size),
+            (Self::Size(size, _) | Self::Blank(size, _), b';') => Self::Extension(size, 0),
             (Self::Size(size, _), b' ' | b'\t') => Self::Blank(size, 1),
             (Self::Blank(size, blanks), b' ' | b'\t') if blanks < MAX_EXTENSION => Self::Blank(size, blanks + 1),
             (Self::Extension(size, length), _)

@@ -1,6 +1,7 @@
 //! The time limit of one try, until response headers arrive.
 
 use futures_util::future::Either;
+use tokio::time::Instant;
 use tower::Service;
 
 use super::{Later, always_ready};
@@ -39,10 +40,11 @@ where
         let Some(limit) = context.route().limits.attempt else {
             return Either::Left(self.inner.call(request));
         };
+        let start = Instant::now();
         let future = self.inner.call(request);
         Either::Right(Box::pin(async move {
             let timer = context.worker.timer.clone();
-            let result = within(&timer, &context.upload, Some(limit), None, Kind::AttemptTimeout, future).await;
+            let result = within(&timer, &context.upload, Some(limit), None, Kind::AttemptTimeout, start, future).await;
             result.map_err(|mut error| {
                 if error.kind == Kind::AttemptTimeout && error.upstream.is_none() {
                     error.upstream = context.upstream().map(|upstream| upstream.name.clone());

@@ -39,8 +39,16 @@ where
         Box::pin(async move {
             let limits = context.route().limits;
             let timer = context.worker.timer.clone();
-            let result =
-                within(&timer, &context.upload, limits.request, limits.idle, Kind::RequestTimeout, future).await;
+            let result = within(
+                &timer,
+                &context.upload,
+                limits.request,
+                limits.idle,
+                Kind::RequestTimeout,
+                context.started,
+                future,
+            )
+            .await;
             result.map_err(|mut error| {
                 if error.upstream.is_none() && matches!(error.kind, Kind::RequestTimeout | Kind::WriteTimeout) {
                     error.upstream = context.upstream().map(|upstream| upstream.name.clone());

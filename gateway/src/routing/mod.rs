@@ -5,8 +5,8 @@
 //! what else a rule asks for, `cohort` picks the arm inside a canary.
 
 pub mod cohort;
-#[cfg(test)]
-mod naive;
+#[cfg(any(test, fuzzing))]
+pub mod naive;
 pub mod path;
 pub mod pattern;
 pub mod predicate;

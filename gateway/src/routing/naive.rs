@@ -40,7 +40,7 @@ fn path_rank(rule: &Rule, key: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The answer, by trying everything.
-pub(super) fn find(rules: &[Rule], head: &Head<'_>) -> Found {
+pub fn find(rules: &[Rule], head: &Head<'_>) -> Found {
     let mut candidates: Vec<_> = rules
         .iter()
         .enumerate()
@@ -68,7 +68,7 @@ pub(super) fn find(rules: &[Rule], head: &Head<'_>) -> Found {
 }
 
 /// Drops rules that tie with an earlier one, as the checks would refuse them, and repeated hosts.
-pub(super) fn without_ties(rules: Vec<Rule>) -> Vec<Rule> {
+pub fn without_ties(rules: Vec<Rule>) -> Vec<Rule> {
     let mut kept: Vec<Rule> = Vec::new();
     for rule in rules {
         let ties = kept.iter().any(|other| {

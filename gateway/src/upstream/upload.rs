@@ -30,8 +30,8 @@ pub struct Upload {
     bytes: Cell<u64>,
     limit: Cell<u64>,
     state: Cell<State>,
-    /// When it last moved, or ended.
-    moved: Cell<Instant>,
+    /// When it last moved, or ended. Nothing where there was nothing to wait for.
+    moved: Cell<Option<Instant>>,
     /// Whether the last look for more found none yet.
     client_paused: Cell<bool>,
     /// Whether anybody has asked for it yet.
@@ -57,7 +57,7 @@ impl Upload {
             bytes: Cell::new(0),
             limit: Cell::new(u64::MAX),
             state: Cell::new(state),
-            moved: Cell::new(Instant::now()),
+            moved: Cell::new((state == State::Streaming).then(Instant::now)),
             client_paused: Cell::new(false),
             begun: Cell::new(false),
             holder: RefCell::new(None),
@@ -125,11 +125,11 @@ impl Upload {
 
     /// For how long it has not moved.
     pub fn quiet(&self) -> Duration {
-        self.moved.get().elapsed()
+        self.moved.get().map_or(Duration::MAX, |moved| moved.elapsed())
     }
 
     fn step(&self, state: State) {
-        self.moved.set(Instant::now());
+        self.moved.set(Some(Instant::now()));
         self.state.set(state);
         if state != State::Streaming {
             if let Some(waiter) = self.waiter.take() {
@@ -274,7 +274,7 @@ impl RequestBody {
         let this = self;
         let upload = &this.upload;
         if !upload.begun.replace(true) {
-            upload.moved.set(Instant::now());
+            upload.moved.set(Some(Instant::now()));
         }
         match this.source.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -338,7 +338,7 @@ impl Body for RequestBody {
 
 /// Waits for response headers within a time limit.
 ///
-/// The limit runs from the end of the request: a slow upload is bounded by its pauses
+/// The limit runs from `start`, or from the end of the request where that comes later: a slow upload is bounded by its pauses
 /// (`idle`), not by its length. `expired` is the error when the limit fires.
 pub async fn within<T>(
     timer: &Timer,
@@ -346,26 +346,35 @@ pub async fn within<T>(
     limit: Option<Duration>,
     idle: Option<Duration>,
     expired: Kind,
+    start: Instant,
     future: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
     let mut future = pin!(future);
-    let start = Instant::now();
     let mut sleep: Option<Sleep> = None;
     poll_fn(|cx| {
         if let Poll::Ready(result) = future.as_mut().poll(cx) {
             return Poll::Ready(result);
         }
         loop {
+            // Nothing to look at the clock for: the usual request has no body.
+            if sleep.is_none()
+                && upload.is_empty()
+                && let Some(limit) = limit
+            {
+                sleep = Some(timer.sleep_until(start + limit));
+            }
+            if let Some(sleeping) = &mut sleep {
+                if Pin::new(sleeping).poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                sleep = None;
+            }
             let left = match time_left(upload, start, limit, idle) {
                 Ok(Some(left)) => left,
                 Ok(None) => return Poll::Pending,
                 Err(stalled) => return Poll::Ready(Err(Error::new(stalled.unwrap_or(expired)))),
             };
-            let sleeping = sleep.get_or_insert_with(|| timer.sleep(left));
-            if Pin::new(&mut *sleeping).poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            sleep = None;
+            sleep = Some(timer.sleep(left));
         }
     })
     .await
@@ -392,7 +401,7 @@ fn time_left(
         // Its body may yet begin, and then pause.
         return Ok(idle.filter(|_| upload.is_unfinished()));
     };
-    let left = limit.saturating_sub(upload.moved.get().max(start).elapsed());
+    let left = limit.saturating_sub(upload.moved.get().map_or(start, |moved| moved.max(start)).elapsed());
     // A body that has yet to begin may pause before the limit is over.
     let look = idle.filter(|_| upload.is_unfinished()).map_or(left, |idle| left.min(idle));
     if left.is_zero() { Err(None) } else { Ok(Some(look)) }

@@ -1,0 +1,198 @@
+//! The gateway, nginx, HAProxy and Pingora at the same work, in turns.
+//!
+//! Each peer is one worker on one core; the origin (nginx) and the load share another.
+//! What is counted is the CPU time of the peer's process over the requests that it
+//! completed, not time on the wall. Peers take turns within each round, rounds in
+//! which the machine was taken away are left out, and the lower quartile of the rest is told:
+//! only ratios within one run mean anything. See docs/performance.md.
+#![allow(clippy::doc_markdown, reason = "names of peers")]
+#![allow(clippy::cast_precision_loss, reason = "counts of seconds")]
+
+mod counts;
+mod load;
+mod peers;
+mod report;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use clap::{Parser, Subcommand};
+
+use crate::{
+    load::{Plan, Shape},
+    peers::{Peer, Peers},
+    report::{Round, Table},
+};
+
+/// The gateway, nginx, HAProxy and Pingora at the same work.
+#[derive(Parser)]
+#[command(after_help = "Example:\n  cargo build --profile dist && cargo run --release -p bench -- compare --rounds 7")]
+struct Arguments {
+    /// The gateway's executable.
+    #[arg(long, default_value = "target/dist/gateway", global = true)]
+    gateway: PathBuf,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// CPU time a request, in turns with the peers that are installed.
+    Compare {
+        /// How often each peer has its turn at each case.
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+        /// How long a turn lasts, in seconds.
+        #[arg(long, default_value_t = 1.0)]
+        seconds: f64,
+        /// Only cases with this in their name.
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Another build of the gateway to compare with.
+        #[arg(long)]
+        before: Option<PathBuf>,
+        /// The built Pingora program.
+        #[arg(long, default_value = "bench/pingora/target/release/bench-pingora")]
+        pingora: PathBuf,
+    },
+    /// Instructions and system calls a request (valgrind and strace), which repeat exactly.
+    Counts {
+        /// Fails where there are more instructions than this.
+        #[arg(long)]
+        max_instructions: Option<u64>,
+        /// Fails where there are more system calls than this.
+        #[arg(long)]
+        max_calls: Option<f64>,
+    },
+    /// Memory of an idle keep-alive connection.
+    Idle {
+        /// How many connections.
+        #[arg(long, default_value_t = 10_000)]
+        clients: usize,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    raise_open_files()?;
+    match arguments.what {
+        What::Compare { rounds, seconds, only, before, pingora } => {
+            let peers = Peers::start(&arguments.gateway, before.as_deref(), &pingora)?;
+            compare(&peers, rounds, Duration::from_secs_f64(seconds), &only)
+        }
+        What::Counts { max_instructions, max_calls } => counts::run(&arguments.gateway, max_instructions, max_calls),
+        What::Idle { clients } => {
+            let peers = Peers::start(&arguments.gateway, None, &PathBuf::new())?;
+            idle(&peers, clients)
+        }
+    }
+}
+
+/// One line of the table.
+struct Case {
+    name: &'static str,
+    plan: Plan,
+    /// Peers that take part; all where it is empty.
+    only: &'static [&'static str],
+}
+
+fn cases(turn: Duration) -> Vec<Case> {
+    let get = |connections| Plan {
+        connections,
+        shape: Shape::Get("/a/1k"),
+        rate: None,
+        idle: 0,
+        heavy: 0,
+        turn,
+        requests: None,
+    };
+    let all: &[&str] = &[];
+    let tables: &[&str] = &["gateway", "gateway, 10,000 routes"];
+    vec![
+        Case { name: "GET 1 KiB, 64 connections", plan: get(64), only: all },
+        Case { name: "GET 1 KiB, 512 connections", plan: get(512), only: all },
+        Case {
+            name: "POST 10 KiB, 64 connections",
+            plan: Plan { shape: Shape::Post("/a/1k", 10 * 1024), ..get(64) },
+            only: all,
+        },
+        Case { name: "GET 100 KiB, 64 connections", plan: Plan { shape: Shape::Get("/a/100k"), ..get(64) }, only: all },
+        Case { name: "GET 1 KiB, 64 connections, 10 and 10,000 routes", plan: get(64), only: tables },
+        Case {
+            name: "GET 1 KiB, 64 beside 10,000 idle connections",
+            plan: Plan { idle: 10_000, ..get(64) },
+            only: all,
+        },
+        Case { name: "GET 1 KiB, 10,000 connections", plan: get(10_000), only: all },
+        Case {
+            name: "GET 1 KiB, 4,000 a second over 64 connections",
+            plan: Plan { rate: Some(4000), ..get(64) },
+            only: all,
+        },
+        Case {
+            name: "GET 1 KiB, 1,000 a second beside 8 endless downloads",
+            plan: Plan { rate: Some(1000), heavy: 8, ..get(64) },
+            only: all,
+        },
+    ]
+}
+
+fn compare(peers: &Peers, rounds: usize, turn: Duration, only: &str) -> anyhow::Result<()> {
+    for case in cases(turn) {
+        if !case.name.contains(only) {
+            continue;
+        }
+        let taking: Vec<&Peer> = peers.all.iter().filter(|peer| takes_part(peer, case.only)).collect();
+        let mut table = Table::new(case.name);
+        for round in 0..rounds {
+            for n in 0..taking.len() {
+                // Nobody always comes after the same other.
+                let peer = taking[(n + round) % taking.len()];
+                let stolen = stolen()?;
+                let cpu = peer.cpu()?;
+                let told =
+                    load::run(peer.address, &case.plan).with_context(|| format!("{} at {}", peer.name, case.name))?;
+                let cpu = peer.cpu()?.saturating_sub(cpu);
+                let stolen = self::stolen()? - stolen;
+                ensure!(told.failures == 0, "{} at {}: {} failures", peer.name, case.name, told.failures);
+                table.add(&peer.name, Round { cpu, told, stolen });
+            }
+        }
+        table.print();
+    }
+    Ok(())
+}
+
+fn takes_part(peer: &Peer, only: &[&str]) -> bool {
+    // The table of 10,000 routes is for its own case alone.
+    if only.is_empty() { !peer.name.contains("routes") } else { only.contains(&peer.name.as_str()) }
+}
+
+fn idle(peers: &Peers, clients: usize) -> anyhow::Result<()> {
+    for peer in peers.all.iter().filter(|peer| takes_part(peer, &[])) {
+        // The first are for what is made once.
+        let first = load::idle(peer.address, 200)?;
+        let before = peer.memory()?;
+        let held = load::idle(peer.address, clients)?;
+        let each = (peer.memory()?.saturating_sub(before)) / clients as u64;
+        println!("{:24} {each:6} bytes a connection", peer.name);
+        drop((first, held));
+    }
+    Ok(())
+}
+
+/// Ticks in which the machine was taken away from us.
+fn stolen() -> anyhow::Result<u64> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let steal = stat.lines().next().and_then(|line| line.split_whitespace().nth(8));
+    Ok(steal.and_then(|steal| steal.parse().ok()).unwrap_or(0))
+}
+
+/// Ten thousand clients are ten thousand files.
+fn raise_open_files() -> anyhow::Result<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit)?;
+    Ok(())
+}

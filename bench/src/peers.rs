@@ -1,0 +1,268 @@
+//! The processes: an origin, the gateway, and those that it is measured against.
+
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use tempfile::TempDir;
+
+/// The core of the peers, and that of origin and load.
+const CORES: (&str, &str) = ("0", "1");
+
+/// A reverse proxy in front of the origin.
+pub struct Peer {
+    /// What it is called in the tables.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    process: Child,
+    /// Processes whose time counts: itself, or its only worker.
+    ids: Vec<u32>,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        end(&mut self.process);
+    }
+}
+
+/// Ends a process that we began, and its workers with it.
+fn end(process: &mut Child) {
+    let _ = Command::new("kill").arg(process.id().to_string()).status();
+    let _ = process.wait();
+}
+
+impl Peer {
+    /// CPU time so far: of all threads, user and system.
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        let mut nanos = 0;
+        for id in &self.ids {
+            for task in std::fs::read_dir(format!("/proc/{id}/task"))? {
+                let text = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+                nanos += text.split_whitespace().next().and_then(|nanos| nanos.parse::<u64>().ok()).unwrap_or(0);
+            }
+        }
+        Ok(Duration::from_nanos(nanos))
+    }
+
+    /// Memory that is its own, in bytes.
+    pub fn memory(&self) -> anyhow::Result<u64> {
+        let mut kilobytes = 0;
+        for id in &self.ids {
+            let text = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup"))?;
+            let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
+            kilobytes += line.trim().trim_end_matches(" kB").parse::<u64>()?;
+        }
+        Ok(kilobytes * 1024)
+    }
+}
+
+/// All of them, on files of their own.
+pub struct Peers {
+    /// In the order of the tables.
+    pub all: Vec<Peer>,
+    origin: Child,
+    _folder: TempDir,
+}
+
+impl Drop for Peers {
+    fn drop(&mut self) {
+        end(&mut self.origin);
+    }
+}
+
+/// An origin alone.
+pub struct Origin {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Where its files are.
+    pub folder: TempDir,
+    process: Option<Child>,
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.process {
+            end(process);
+        }
+    }
+}
+
+impl Origin {
+    /// nginx with answers of 1 KiB from memory, and files of 100 KiB and 1 MiB.
+    pub fn start() -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        for (name, size) in [("100k", 100 * 1024), ("1m", 1 << 20)] {
+            std::fs::write(folder.path().join(name), vec![b'x'; size])?;
+        }
+        let address = free()?;
+        let config = format!(
+            "worker_processes 1; daemon off; pid {dir}/origin.pid; error_log /dev/null; worker_rlimit_nofile 65536;\n\
+             events {{ worker_connections 40000; }}\n\
+             http {{ access_log off; keepalive_requests 1000000000; keepalive_timeout 1h; client_max_body_size 0;\n\
+             client_body_temp_path {dir}; proxy_temp_path {dir}; fastcgi_temp_path {dir}; uwsgi_temp_path {dir}; scgi_temp_path {dir};\n\
+             open_file_cache max=10; server {{ listen {address}; location /a/1k {{ return 200 {body}; }}\n\
+             location /a/ {{ alias {dir}/; }} }} }}\n",
+            dir = folder.path().display(),
+            body = "x".repeat(1024),
+        );
+        let file = folder.path().join("origin.conf");
+        std::fs::write(&file, config)?;
+        let process = spawn(CORES.1, "nginx", &["-c", &file.display().to_string()])?;
+        let this = Self { address, folder, process: Some(process) };
+        wait(address)?;
+        Ok(this)
+    }
+}
+
+impl Peers {
+    /// Starts what is there.
+    pub fn start(gateway: &Path, before: Option<&Path>, pingora: &Path) -> anyhow::Result<Self> {
+        ensure!(gateway.exists(), "{} is not there; `cargo build --profile dist`", gateway.display());
+        let mut origin = Origin::start()?;
+        let dir = origin.folder.path().to_owned();
+        let upstream = origin.address;
+        let mut all = vec![self::gateway("gateway", gateway, &dir, upstream, 10)?];
+        if let Some(before) = before {
+            all.push(self::gateway("gateway, before", before, &dir, upstream, 10)?);
+        }
+        all.push(self::gateway("gateway, 10,000 routes", gateway, &dir, upstream, 10_000)?);
+        all.push(nginx("nginx, same work", &dir, upstream, true)?);
+        all.push(nginx("nginx, bare", &dir, upstream, false)?);
+        match haproxy(&dir, upstream) {
+            Ok(peer) => all.push(peer),
+            Err(error) => eprintln!("without HAProxy: {error:#}"),
+        }
+        if pingora.exists() {
+            let address = free()?;
+            let process =
+                spawn(CORES.0, &pingora.display().to_string(), &[&address.to_string(), &upstream.to_string()])?;
+            all.push(peer("Pingora, bare", address, process)?);
+        } else {
+            eprintln!("without Pingora: `cargo build --release --manifest-path bench/pingora/Cargo.toml`");
+        }
+        let process = origin.process.take().context("the origin is gone")?;
+        let folder = std::mem::replace(&mut origin.folder, tempfile::tempdir()?);
+        Ok(Self { all, origin: process, _folder: folder })
+    }
+}
+
+/// The gateway's file for this many routes.
+pub fn routes(listen: SocketAddr, admin: SocketAddr, upstream: SocketAddr, count: usize) -> String {
+    let mut text = format!(
+        "listen: {listen}\nadmin: {admin}\nupstreams:\n  legacy: {{url: \"http://{upstream}\", connections: {{max: 20000}}}}\n  \
+         service: {{url: \"http://{upstream}\", connections: {{max: 20000}}}}\nroutes:\n  \
+         - {{name: a, match: /a/**, upstream: service, stage: migrated}}\n"
+    );
+    for n in 1..count {
+        text.push_str(&format!(
+            "  - {{name: r{n}, match: /r{}/p{n}/**, upstream: service, stage: migrated}}\n",
+            n % 100
+        ));
+    }
+    text
+}
+
+fn gateway(name: &str, executable: &Path, dir: &Path, upstream: SocketAddr, count: usize) -> anyhow::Result<Peer> {
+    let (listen, admin) = (free()?, free()?);
+    let file = dir.join(format!("{}.yaml", name.replace([' ', ','], "")));
+    std::fs::write(&file, routes(listen, admin, upstream, count))?;
+    let executable = executable.display().to_string();
+    let process = spawn(CORES.0, &executable, &["run", "--workers", "1", &file.display().to_string()])?;
+    peer(name, listen, process)
+}
+
+fn nginx(name: &str, dir: &Path, upstream: SocketAddr, full: bool) -> anyhow::Result<Peer> {
+    let address = free()?;
+    let dir = dir.display();
+    let (log, fields) = if full {
+        (
+            format!(
+                "log_format all escape=json '{{\"time\":\"$time_iso8601\",\"request_id\":\"$request_id\",\"client\":\"$remote_addr\",\
+                 \"method\":\"$request_method\",\"host\":\"$host\",\"path\":\"$uri\",\"protocol\":\"$server_protocol\",\"status\":$status,\
+                 \"upstream\":\"$upstream_addr\",\"duration\":$request_time,\"head\":\"$upstream_header_time\",\"bytes_in\":$request_length,\
+                 \"bytes_out\":$body_bytes_sent}}'; access_log {dir}/access.log all buffer=64k;"
+            ),
+            "proxy_set_header Host $host; proxy_set_header X-Request-Id $request_id; proxy_set_header X-Forwarded-For $remote_addr;\
+             proxy_set_header X-Forwarded-Proto http; proxy_set_header X-Forwarded-Host $host;\
+             proxy_set_header Forwarded \"for=$remote_addr;proto=http;host=\\\"$host\\\"\"; proxy_set_header Via \"1.1 nginx\";",
+        )
+    } else {
+        ("access_log off;".to_owned(), "")
+    };
+    let short = if full { "full" } else { "bare" };
+    let config = format!(
+        "worker_processes 1; daemon off; pid {dir}/{short}.pid; error_log /dev/null; worker_rlimit_nofile 65536;\n\
+         events {{ worker_connections 40000; }}\n\
+         http {{ {log} keepalive_requests 1000000000; keepalive_timeout 1h; client_max_body_size 0;\n\
+         client_body_temp_path {dir}; proxy_temp_path {dir}; fastcgi_temp_path {dir}; uwsgi_temp_path {dir}; scgi_temp_path {dir};\n\
+         client_body_buffer_size 64k; proxy_buffer_size 16k; proxy_buffers 8 64k; proxy_busy_buffers_size 128k;\n\
+         upstream origin {{ server {upstream}; keepalive 20000; keepalive_requests 1000000000; }}\n\
+         server {{ listen {address} backlog=4096; location / {{ proxy_pass http://origin; proxy_http_version 1.1;\n\
+         proxy_set_header Connection \"\"; {fields} }} }} }}\n"
+    );
+    let file = format!("{dir}/{short}.conf");
+    std::fs::write(&file, config)?;
+    peer(name, address, spawn(CORES.0, "nginx", &["-c", &file])?)
+}
+
+fn haproxy(dir: &Path, upstream: SocketAddr) -> anyhow::Result<Peer> {
+    let address = free()?;
+    let config = format!(
+        "global\n  nbthread 1\n  maxconn 40000\n\
+         defaults\n  mode http\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n  http-reuse always\n\
+         frontend f\n  bind {address} backlog 4096\n  default_backend b\n\
+         backend b\n  server o {upstream} pool-max-conn 20000\n"
+    );
+    let file = dir.join("haproxy.cfg");
+    std::fs::write(&file, config)?;
+    peer("HAProxy, bare", address, spawn(CORES.0, "haproxy", &["-db", "-f", &file.display().to_string()])?)
+}
+
+/// Starts a process on a core of its own.
+fn spawn(core: &str, program: &str, arguments: &[&str]) -> anyhow::Result<Child> {
+    Command::new("taskset")
+        .args(["-c", core, program])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("cannot start {program}"))
+}
+
+fn peer(name: &str, address: SocketAddr, process: Child) -> anyhow::Result<Peer> {
+    let mut this = Peer { name: name.to_owned(), address, ids: vec![process.id()], process };
+    wait(address).with_context(|| name.to_owned())?;
+    let id = this.process.id();
+    let workers = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
+    let workers: Vec<u32> = workers.split_whitespace().filter_map(|id| id.parse().ok()).collect();
+    if !workers.is_empty() {
+        this.ids = workers;
+    }
+    Ok(this)
+}
+
+/// Waits until somebody listens.
+pub fn wait(address: SocketAddr) -> anyhow::Result<()> {
+    let until = Instant::now() + Duration::from_secs(20);
+    while TcpStream::connect(address).is_err() {
+        ensure!(Instant::now() < until, "nobody listens on {address}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// An address that nobody has. The gap until it is bound is ours to lose.
+pub fn free() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// The path of an executable that the tables tell of.
+pub fn shown(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}

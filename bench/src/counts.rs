@@ -18,7 +18,7 @@ use crate::{
 const RUNS: (u64, u64) = (2_000, 10_000);
 
 /// Counts both, and fails where there are more than allowed.
-pub fn run(gateway: &Path, max_instructions: Option<u64>, max_calls: Option<f64>) -> anyhow::Result<()> {
+pub(crate) fn run(gateway: &Path, max_instructions: Option<u64>, max_calls: Option<f64>) -> anyhow::Result<()> {
     ensure!(gateway.exists(), "{} is not there; `cargo build --profile dist`", gateway.display());
     println!("{}", peers::shown(gateway).display());
     let origin = Origin::start()?;
@@ -87,7 +87,7 @@ fn under(tool: &[String], gateway: &Path, origin: &Origin, requests: u64, connec
         turn: Duration::from_mins(10),
         requests: Some(requests),
     };
-    let told = load::run(listen, &plan)?;
+    let told = load::run(listen, &plan, &mut || {})?;
     ensure!(told.failures == 0 && told.completed == requests, "{} of {requests} answered", told.completed);
     // The end of its standard input is its end.
     drop(process.stdin.take());

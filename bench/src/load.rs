@@ -15,7 +15,7 @@ use tokio::{
 
 /// What is asked for.
 #[derive(Clone, Copy)]
-pub enum Shape {
+pub(crate) enum Shape {
     /// A path.
     Get(&'static str),
     /// A path, and so many bytes.
@@ -24,7 +24,7 @@ pub enum Shape {
 
 impl Shape {
     /// The request, with the eight fields of a browser.
-    pub fn bytes(self) -> Vec<u8> {
+    pub(crate) fn bytes(self) -> Vec<u8> {
         let (method, path, length) = match self {
             Self::Get(path) => ("GET", path, None),
             Self::Post(path, length) => ("POST", path, Some(length)),
@@ -44,36 +44,36 @@ impl Shape {
 
 /// What a turn is.
 #[derive(Clone, Copy)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Connections that ask.
-    pub connections: usize,
+    pub(crate) connections: usize,
     /// What for.
-    pub shape: Shape,
+    pub(crate) shape: Shape,
     /// Requests a second, whatever comes back; as fast as answers come without it.
-    pub rate: Option<u64>,
+    pub(crate) rate: Option<u64>,
     /// Connections that asked once and wait.
-    pub idle: usize,
+    pub(crate) idle: usize,
     /// Connections that download without end.
-    pub heavy: usize,
+    pub(crate) heavy: usize,
     /// How long.
-    pub turn: Duration,
+    pub(crate) turn: Duration,
     /// How many requests in all, at most.
-    pub requests: Option<u64>,
+    pub(crate) requests: Option<u64>,
 }
 
 /// What came of it.
-pub struct Told {
+pub(crate) struct Told {
     /// Answers.
-    pub completed: u64,
+    pub(crate) completed: u64,
     /// Anything else.
-    pub failures: u64,
+    pub(crate) failures: u64,
     /// Of each answer; in an open loop from when it should have been asked.
-    pub latencies: Vec<Duration>,
+    pub(crate) latencies: Vec<Duration>,
 }
 
 impl Told {
     /// The latency that so many per mille of the answers stay under.
-    pub fn quantile(&self, per_mille: usize) -> Duration {
+    pub(crate) fn quantile(&self, per_mille: usize) -> Duration {
         let at = self.latencies.len().saturating_sub(1) * per_mille / 1000;
         self.latencies.get(at).copied().unwrap_or_default()
     }
@@ -86,16 +86,16 @@ struct Shared {
     latencies: RefCell<Vec<Duration>>,
 }
 
-/// Runs a turn.
-pub fn run(address: SocketAddr, plan: &Plan) -> anyhow::Result<Told> {
+/// Runs a turn; calls `mark` at its beginning, when all is set up, and at its end.
+pub(crate) fn run(address: SocketAddr, plan: &Plan, mark: &mut dyn FnMut()) -> anyhow::Result<Told> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())?;
-    runtime.block_on(turn(address, *plan))
+    runtime.block_on(turn(address, *plan, mark))
 }
 
 /// Opens connections that ask once; closed when dropped.
-pub fn idle(address: SocketAddr, count: usize) -> anyhow::Result<Vec<std::net::TcpStream>> {
+pub(crate) fn idle(address: SocketAddr, count: usize) -> anyhow::Result<Vec<std::net::TcpStream>> {
     use std::io::{Read as _, Write as _};
     let request = Shape::Get("/a/1k").bytes();
     let mut held = Vec::with_capacity(count);
@@ -116,7 +116,7 @@ pub fn idle(address: SocketAddr, count: usize) -> anyhow::Result<Vec<std::net::T
     Ok(held)
 }
 
-async fn turn(address: SocketAddr, plan: Plan) -> anyhow::Result<Told> {
+async fn turn(address: SocketAddr, plan: Plan, mark: &mut dyn FnMut()) -> anyhow::Result<Told> {
     let held = idle(address, plan.idle)?;
     let shared = Rc::new(Shared {
         left: Cell::new(plan.requests.unwrap_or(u64::MAX)),
@@ -139,6 +139,7 @@ async fn turn(address: SocketAddr, plan: Plan) -> anyhow::Result<Told> {
             while client.ask(&endless).await.is_ok() {}
         });
     }
+    mark();
     let start = Instant::now();
     let until = start + plan.turn;
     let count = clients.len();
@@ -154,6 +155,7 @@ async fn turn(address: SocketAddr, plan: Plan) -> anyhow::Result<Told> {
     for task in tasks {
         task.await.context("a client panicked")?;
     }
+    mark();
     drop(held);
     let mut latencies = shared.latencies.take();
     latencies.sort_unstable();

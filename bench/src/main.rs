@@ -15,7 +15,7 @@ mod report;
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::{Parser, Subcommand};
 
 use crate::{
@@ -107,6 +107,8 @@ fn cases(turn: Duration) -> Vec<Case> {
         requests: None,
     };
     let all: &[&str] = &[];
+    // HAProxy counts how many it can serve by its limit of files, and has no room for so many.
+    let roomy: &[&str] = &["gateway", "gateway, before", "nginx, same work", "nginx, bare", "Pingora, bare"];
     let tables: &[&str] = &["gateway", "gateway, 10,000 routes"];
     vec![
         Case { name: "GET 1 KiB, 64 connections", plan: get(64), only: all },
@@ -121,9 +123,9 @@ fn cases(turn: Duration) -> Vec<Case> {
         Case {
             name: "GET 1 KiB, 64 beside 10,000 idle connections",
             plan: Plan { idle: 10_000, ..get(64) },
-            only: all,
+            only: roomy,
         },
-        Case { name: "GET 1 KiB, 10,000 connections", plan: get(10_000), only: all },
+        Case { name: "GET 1 KiB, 9,000 connections", plan: get(9_000), only: all },
         Case {
             name: "GET 1 KiB, 4,000 a second over 64 connections",
             plan: Plan { rate: Some(4000), ..get(64) },
@@ -148,12 +150,12 @@ fn compare(peers: &Peers, rounds: usize, turn: Duration, only: &str) -> anyhow::
             for n in 0..taking.len() {
                 // Nobody always comes after the same other.
                 let peer = taking[(n + round) % taking.len()];
-                let stolen = stolen()?;
-                let cpu = peer.cpu()?;
-                let told =
-                    load::run(peer.address, &case.plan).with_context(|| format!("{} at {}", peer.name, case.name))?;
-                let cpu = peer.cpu()?.saturating_sub(cpu);
-                let stolen = self::stolen()? - stolen;
+                let mut marks = Vec::new();
+                let mut mark = || marks.push((peer.cpu().unwrap_or_default(), stolen().unwrap_or_default()));
+                let told = load::run(peer.address, &case.plan, &mut mark)
+                    .with_context(|| format!("{} at {}", peer.name, case.name))?;
+                let [(cpu, stolen), (cpu_then, stolen_then)] = marks[..] else { bail!("a turn without an end") };
+                let (cpu, stolen) = (cpu_then.saturating_sub(cpu), stolen_then - stolen);
                 ensure!(told.failures == 0, "{} at {}: {} failures", peer.name, case.name, told.failures);
                 table.add(&peer.name, Round { cpu, told, stolen });
             }

@@ -14,11 +14,11 @@ use tempfile::TempDir;
 const CORES: (&str, &str) = ("0", "1");
 
 /// A reverse proxy in front of the origin.
-pub struct Peer {
+pub(crate) struct Peer {
     /// What it is called in the tables.
-    pub name: String,
+    pub(crate) name: String,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     process: Child,
     /// Processes whose time counts: itself, or its only worker.
     ids: Vec<u32>,
@@ -33,12 +33,21 @@ impl Drop for Peer {
 /// Ends a process that we began, and its workers with it.
 fn end(process: &mut Child) {
     let _ = Command::new("kill").arg(process.id().to_string()).status();
+    let until = Instant::now() + Duration::from_secs(5);
+    // Some take minutes to say goodbye.
+    while Instant::now() < until {
+        if matches!(process.try_wait(), Ok(Some(_)) | Err(_)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = process.kill();
     let _ = process.wait();
 }
 
 impl Peer {
     /// CPU time so far: of all threads, user and system.
-    pub fn cpu(&self) -> anyhow::Result<Duration> {
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
         let mut nanos = 0;
         for id in &self.ids {
             for task in std::fs::read_dir(format!("/proc/{id}/task"))? {
@@ -50,7 +59,7 @@ impl Peer {
     }
 
     /// Memory that is its own, in bytes.
-    pub fn memory(&self) -> anyhow::Result<u64> {
+    pub(crate) fn memory(&self) -> anyhow::Result<u64> {
         let mut kilobytes = 0;
         for id in &self.ids {
             let text = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup"))?;
@@ -62,9 +71,9 @@ impl Peer {
 }
 
 /// All of them, on files of their own.
-pub struct Peers {
+pub(crate) struct Peers {
     /// In the order of the tables.
-    pub all: Vec<Peer>,
+    pub(crate) all: Vec<Peer>,
     origin: Child,
     _folder: TempDir,
 }
@@ -76,11 +85,11 @@ impl Drop for Peers {
 }
 
 /// An origin alone.
-pub struct Origin {
+pub(crate) struct Origin {
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// Where its files are.
-    pub folder: TempDir,
+    pub(crate) folder: TempDir,
     process: Option<Child>,
 }
 
@@ -94,7 +103,7 @@ impl Drop for Origin {
 
 impl Origin {
     /// nginx with answers of 1 KiB from memory, and files of 100 KiB and 1 MiB.
-    pub fn start() -> anyhow::Result<Self> {
+    pub(crate) fn start() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         for (name, size) in [("100k", 100 * 1024), ("1m", 1 << 20)] {
             std::fs::write(folder.path().join(name), vec![b'x'; size])?;
@@ -121,7 +130,7 @@ impl Origin {
 
 impl Peers {
     /// Starts what is there.
-    pub fn start(gateway: &Path, before: Option<&Path>, pingora: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn start(gateway: &Path, before: Option<&Path>, pingora: &Path) -> anyhow::Result<Self> {
         ensure!(gateway.exists(), "{} is not there; `cargo build --profile dist`", gateway.display());
         let mut origin = Origin::start()?;
         let dir = origin.folder.path().to_owned();
@@ -152,7 +161,7 @@ impl Peers {
 }
 
 /// The gateway's file for this many routes.
-pub fn routes(listen: SocketAddr, admin: SocketAddr, upstream: SocketAddr, count: usize) -> String {
+pub(crate) fn routes(listen: SocketAddr, admin: SocketAddr, upstream: SocketAddr, count: usize) -> String {
     let mut text = format!(
         "listen: {listen}\nadmin: {admin}\nupstreams:\n  legacy: {{url: \"http://{upstream}\", connections: {{max: 20000}}}}\n  \
          service: {{url: \"http://{upstream}\", connections: {{max: 20000}}}}\nroutes:\n  \
@@ -213,7 +222,7 @@ fn nginx(name: &str, dir: &Path, upstream: SocketAddr, full: bool) -> anyhow::Re
 fn haproxy(dir: &Path, upstream: SocketAddr) -> anyhow::Result<Peer> {
     let address = free()?;
     let config = format!(
-        "global\n  nbthread 1\n  maxconn 40000\n\
+        "global\n  nbthread 1\n\
          defaults\n  mode http\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n  http-reuse always\n\
          frontend f\n  bind {address} backlog 4096\n  default_backend b\n\
          backend b\n  server o {upstream} pool-max-conn 20000\n"
@@ -239,16 +248,22 @@ fn peer(name: &str, address: SocketAddr, process: Child) -> anyhow::Result<Peer>
     let mut this = Peer { name: name.to_owned(), address, ids: vec![process.id()], process };
     wait(address).with_context(|| name.to_owned())?;
     let id = this.process.id();
-    let workers = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
-    let workers: Vec<u32> = workers.split_whitespace().filter_map(|id| id.parse().ok()).collect();
-    if !workers.is_empty() {
-        this.ids = workers;
+    // nginx has a master and a worker, which may come after the listener.
+    let until = Instant::now() + Duration::from_secs(20);
+    while name.starts_with("nginx") {
+        let workers = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
+        this.ids = workers.split_whitespace().filter_map(|id| id.parse().ok()).collect();
+        if !this.ids.is_empty() {
+            break;
+        }
+        ensure!(Instant::now() < until, "{name} has no worker");
+        std::thread::sleep(Duration::from_millis(10));
     }
     Ok(this)
 }
 
 /// Waits until somebody listens.
-pub fn wait(address: SocketAddr) -> anyhow::Result<()> {
+pub(crate) fn wait(address: SocketAddr) -> anyhow::Result<()> {
     let until = Instant::now() + Duration::from_secs(20);
     while TcpStream::connect(address).is_err() {
         ensure!(Instant::now() < until, "nobody listens on {address}");
@@ -258,11 +273,11 @@ pub fn wait(address: SocketAddr) -> anyhow::Result<()> {
 }
 
 /// An address that nobody has. The gap until it is bound is ours to lose.
-pub fn free() -> anyhow::Result<SocketAddr> {
+pub(crate) fn free() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 /// The path of an executable that the tables tell of.
-pub fn shown(path: &Path) -> PathBuf {
+pub(crate) fn shown(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 use crate::load::Told;
 
 /// One turn of one peer.
-pub struct Round {
+pub(crate) struct Round {
     /// CPU time of its process.
-    pub cpu: Duration,
+    pub(crate) cpu: Duration,
     /// What its clients saw.
-    pub told: Told,
+    pub(crate) told: Told,
     /// Ticks that the machine was taken away for.
-    pub stolen: u64,
+    pub(crate) stolen: u64,
 }
 
 impl Round {
@@ -22,7 +22,7 @@ impl Round {
 }
 
 /// The turns of one case.
-pub struct Table {
+pub(crate) struct Table {
     name: &'static str,
     rows: Vec<(String, Vec<Round>)>,
 }
@@ -35,12 +35,12 @@ fn lower_quartile(mut values: Vec<f64>) -> f64 {
 
 impl Table {
     /// Without turns yet.
-    pub fn new(name: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str) -> Self {
         Self { name, rows: Vec::new() }
     }
 
     /// Adds a turn.
-    pub fn add(&mut self, peer: &str, round: Round) {
+    pub(crate) fn add(&mut self, peer: &str, round: Round) {
         match self.rows.iter_mut().find(|(name, _)| name == peer) {
             Some((_, rounds)) => rounds.push(round),
             None => self.rows.push((peer.to_owned(), vec![round])),
@@ -48,7 +48,7 @@ impl Table {
     }
 
     /// Prints it as Markdown.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         println!("\n### {}\n", self.name);
         println!(
             "| peer | CPU µs/request | × nginx, same work | × nginx, bare | requests a turn | p50 ms | p99 ms | turns left out |"

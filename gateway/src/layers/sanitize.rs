@@ -344,7 +344,8 @@ fn strip_baggage(headers: &mut HeaderMap) {
             continue;
         }
         let kept: Vec<&[u8]> = members().filter(|member| !ours(member)).collect();
-        if let (false, Ok(value)) = (kept.is_empty(), HeaderValue::from_bytes(&kept.join(&b","[..]))) {
+        // Its reader takes the blanks around it away, so nobody sees another value than was meant.
+        if let (false, Ok(value)) = (kept.is_empty(), HeaderValue::from_bytes(kept.join(&b","[..]).trim_ascii())) {
             headers.append(fields::BAGGAGE, value);
         }
     }
@@ -352,7 +353,8 @@ fn strip_baggage(headers: &mut HeaderMap) {
 
 /// HTTP/2 may split a `Cookie` (RFC 9113 §8.2.3); HTTP/1.1 may not.
 fn join_cookies(headers: &mut HeaderMap) {
-    let parts: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let values = headers.get_all(header::COOKIE).iter().map(|value| value.as_bytes().trim_ascii());
+    let parts: Vec<&[u8]> = values.filter(|value| !value.is_empty()).collect();
     if let Ok(value) = HeaderValue::from_bytes(&parts.join(&b"; "[..])) {
         headers.insert(header::COOKIE, value);
     }
@@ -412,8 +414,18 @@ mod tests {
         };
         check(&["a=1, gateway-cohort=x:service, b=2"], &["a=1, b=2"]);
         check(&["Gateway-Cohort = x", "a=1"], &["a=1"]);
+        check(&["gateway-cohort=x, a=1 "], &["a=1"]);
         check(&["gateway-cohort=x;p=1"], &[]);
         check(&["a=gateway-cohort"], &["a=gateway-cohort"]);
+    }
+
+    /// An empty one left a blank at the end, which the next reader took away: two values for one field.
+    #[test]
+    fn cookies_are_joined_without_what_is_empty() {
+        let cookies = ["a=b", "", "c=d"].map(|value| (header::COOKIE, HeaderValue::from_static(value)));
+        let mut headers = HeaderMap::from_iter(cookies);
+        join_cookies(&mut headers);
+        assert_eq!(headers.get_all(header::COOKIE).iter().collect::<Vec<_>>(), ["a=b; c=d"]);
     }
 
     #[test]

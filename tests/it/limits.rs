@@ -2,7 +2,11 @@
 
 use std::{path::Path, time::Duration};
 
-use tests::{Client, Gateway, Origin, PATIENCE, Reply, raw, read_until, send, until};
+use tests::{
+    Client, Gateway, Origin, PATIENCE, Reply,
+    http2::{self, CONTINUATION, END_HEADERS, END_STREAM, HEADERS, REQUEST, RST_STREAM, frame},
+    raw, read_until, send, until,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -172,29 +176,6 @@ async fn running_out_of_files_is_survived() {
     .await;
 }
 
-/// A frame of HTTP/2 (RFC 9113 §4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-/// `GET http://a/` in the static table, and `:authority: a` as a literal.
-const REQUEST: &[u8] = &[0x82, 0x86, 0x84, 0x01, 0x01, b'a'];
-
-async fn http2(gateway: &Gateway) -> TcpStream {
-    let mut tcp = connect(gateway).await;
-    tcp.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
-    tcp.write_all(&frame(SETTINGS, 0, 0, b"")).await.unwrap();
-    tcp
-}
-
 /// Writes until the other side has had enough, or all is written; then reads to the end, if there is one.
 async fn flood(tcp: &mut TcpStream, frames: impl Iterator<Item = Vec<u8>>) {
     let (mut read, mut write) = tcp.split();
@@ -214,7 +195,7 @@ async fn flood(tcp: &mut TcpStream, frames: impl Iterator<Item = Vec<u8>>) {
 async fn rapid_resets_end_a_connection() {
     let legacy = Origin::start(|_| Reply::Hang).await;
     let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
-    let mut tcp = http2(&gateway).await;
+    let mut tcp = http2::connect(gateway.address).await;
     let pairs = (0..20_000).map(|n| {
         let stream = 2 * n + 1;
         let reset = frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes());
@@ -230,7 +211,7 @@ async fn rapid_resets_end_a_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn continuations_have_an_end() {
     let (legacy, gateway) = gateway("").await;
-    let mut tcp = http2(&gateway).await;
+    let mut tcp = http2::connect(gateway.address).await;
     let field = [&[0x00, 0x01, b'x', 0x7f, 0x81, 0x01][..], &[b'y'; 256]].concat();
     let first = frame(HEADERS, END_STREAM, 1, REQUEST);
     let more = frame(CONTINUATION, 0, 1, &field.repeat(16));
@@ -243,7 +224,7 @@ async fn continuations_have_an_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn half_a_head_of_http2_does_not_last() {
     let (_legacy, gateway) = gateway("clients: {header_timeout: 1s, keep_alive: 1s}\n").await;
-    let mut tcp = http2(&gateway).await;
+    let mut tcp = http2::connect(gateway.address).await;
     tcp.write_all(&frame(HEADERS, END_STREAM, 1, REQUEST)).await.unwrap();
     let ended = timeout(PATIENCE, async { while let Ok(1..) = tcp.read(&mut [0; 4096]).await {} }).await;
     assert!(ended.is_ok());
@@ -253,7 +234,7 @@ async fn half_a_head_of_http2_does_not_last() {
 async fn streams_of_one_connection_are_limited() {
     let legacy = Origin::start(|_| Reply::Hang).await;
     let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "clients: {max_streams: 5}\n")).await;
-    let mut tcp = http2(&gateway).await;
+    let mut tcp = http2::connect(gateway.address).await;
     for n in 0..20 {
         tcp.write_all(&frame(HEADERS, END_STREAM | END_HEADERS, 2 * n + 1, REQUEST)).await.unwrap();
     }

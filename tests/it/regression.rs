@@ -1,8 +1,22 @@
 //! Each bug that was found, with its story.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
-use tests::{Gateway, Origin, Reply, raw, send, until};
+use tests::{
+    Gateway, Origin, Reply,
+    http2::{self, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM},
+    raw, read_until, send, until,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::yaml;
 
@@ -38,7 +52,7 @@ async fn an_idle_gateway_leaves_its_file_alone() {
     for _ in 0..100 {
         std::io::Write::write_all(&mut beside, b"a line\n").unwrap();
         tests::get(gateway.admin, "/healthz").await;
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     // Each call reads a few times; the loop read thousands of times a second.
     let allowed = 100 * 10 + 200 * start.elapsed().as_secs().max(1);
@@ -125,7 +139,7 @@ async fn an_upload_that_outlives_its_answer_keeps_its_place_and_its_limit() {
     let legacy = Origin::start_early(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\nno").await;
     let file = yaml(&[("legacy", format!("http://{}", legacy.0))], "defaults: {timeout: {idle: 500ms}}\n");
     let gateway = Gateway::start(&file).await;
-    let mut tcp = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+    let mut tcp = TcpStream::connect(gateway.address).await.unwrap();
     tcp.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nx").await.unwrap();
     let mut got = Vec::new();
     while !got.ends_with(b"no") {
@@ -165,7 +179,7 @@ async fn a_broken_body_is_a_reset_for_an_old_client() {
         Origin::start(|_| Reply::Last(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n".to_vec()))
             .await;
     let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
-    let mut tcp = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+    let mut tcp = TcpStream::connect(gateway.address).await.unwrap();
     tcp.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
     let mut got = Vec::new();
     let ended = tcp.read_to_end(&mut got).await;
@@ -184,7 +198,7 @@ async fn a_refused_upload_sees_its_answer() {
     let legacy = Origin::named("legacy").await;
     let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "defaults: {max_body: 1KiB}\n")).await;
     for _ in 0..20 {
-        let mut tcp = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+        let mut tcp = TcpStream::connect(gateway.address).await.unwrap();
         tcp.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 500000\r\n\r\n").await.unwrap();
         for _ in 0..50 {
             tcp.write_all(&[b'x'; 10_000]).await.unwrap();
@@ -242,7 +256,7 @@ async fn a_missing_include_is_noticed_when_it_comes() {
 async fn streams_without_a_window_do_not_hold_an_upstream() {
     let legacy = Origin::start(|_| Reply::ok(&"x".repeat(1_000_000))).await;
     let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "defaults: {timeout: {idle: 1s}}\n")).await;
-    let tcp = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+    let tcp = TcpStream::connect(gateway.address).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
         .initial_stream_window_size(1)
         .handshake(hyper_util::rt::TokioIo::new(tcp))
@@ -254,4 +268,218 @@ async fn streams_without_a_window_do_not_hold_an_upstream() {
     assert_eq!(legacy.open.load(SeqCst), 1);
     until("the upstream's connection is given up", async || legacy.open.load(SeqCst) == 0).await;
     drop(response);
+}
+
+/// Status codes as the static table of HPACK has them (RFC 7541 appendix A).
+fn status(payload: &[u8]) -> &'static str {
+    match payload.first() {
+        Some(0x88) => "200",
+        Some(0x8c) => "400",
+        _ => "another",
+    }
+}
+
+/// What goes on of an HTTP/2 request is HTTP/1.1, and was not held to its rules: an empty length went beside chunks, equal lengths as two
+/// fields, and trailers could say what only the gateway says.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_http2_go_on_by_the_rules_of_http1() {
+    let legacy = Origin::named("legacy").await;
+    let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
+    let mut tcp = http2::connect(gateway.address).await;
+    let mut stream = 1;
+    for bad in [
+        &[("content-length", "")][..],
+        &[("content-length", "1"), ("content-length", "1")],
+        &[("content-length", "1"), ("content-length", "01")],
+        &[("content-length", "+1")],
+        &[("host", "b")],
+    ] {
+        tcp.write_all(&http2::frame(HEADERS, END_HEADERS, stream, &http2::head("POST", "/", bad))).await.unwrap();
+        tcp.write_all(&http2::frame(DATA, END_STREAM, stream, b"x")).await.unwrap();
+        let (kind, _, payload) = http2::next(&mut tcp).await.unwrap();
+        // Refused by the library or by the gateway.
+        assert!(kind == RST_STREAM || (kind == HEADERS && status(&payload) == "400"), "{bad:?}: {kind} {payload:?}");
+        while kind == HEADERS && http2::next(&mut tcp).await.is_some_and(|(_, flags, _)| flags & END_STREAM == 0) {}
+        stream += 2;
+    }
+    assert_eq!(legacy.count(), 0, "{:?}", legacy.received());
+    for bad in ["/\u{e9}", "?x"] {
+        tcp.write_all(&http2::frame(HEADERS, END_HEADERS | END_STREAM, stream, &http2::head("GET", bad, &[])))
+            .await
+            .unwrap();
+        let (kind, _, payload) = http2::next(&mut tcp).await.unwrap();
+        assert!(kind == RST_STREAM || (kind == HEADERS && status(&payload) == "400"), "{bad:?}: {kind} {payload:?}");
+        while kind == HEADERS && http2::next(&mut tcp).await.is_some_and(|(_, flags, _)| flags & END_STREAM == 0) {}
+        stream += 2;
+    }
+    assert_eq!(legacy.count(), 0, "{:?}", legacy.received());
+    let trailers = [
+        ("x-sum", "1"),
+        ("x-gateway-cohort", "x=service"),
+        ("x-forwarded-for", "1.2.3.4"),
+        ("authorization", "Basic x"),
+        ("host", "b"),
+        ("content_length", "9"),
+    ];
+    tcp.write_all(&http2::frame(HEADERS, END_HEADERS, stream, &http2::head("POST", "/", &[]))).await.unwrap();
+    tcp.write_all(&http2::frame(DATA, 0, stream, b"body")).await.unwrap();
+    tcp.write_all(&http2::frame(HEADERS, END_HEADERS | END_STREAM, stream, &http2::fields(&trailers))).await.unwrap();
+    until("it arrived", async || legacy.count() == 1).await;
+    assert_eq!(legacy.last().body, b"body");
+    assert_eq!(legacy.last().trailers, "x-sum: 1\r\n");
+}
+
+/// hyper takes a reset without an error for the end of a body: half an upload reached the upstream as a whole one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_upload_of_http2_is_not_whole() {
+    let legacy = Origin::named("legacy").await;
+    let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
+    let mut tcp = http2::connect(gateway.address).await;
+    for (stream, length) in [(1, None), (3, Some("1000"))] {
+        let length: Vec<_> = length.map(|length| ("content-length", length)).into_iter().collect();
+        let head = http2::head("POST", "/half", &length);
+        tcp.write_all(&http2::frame(HEADERS, END_HEADERS, stream, &head)).await.unwrap();
+        tcp.write_all(&http2::frame(DATA, 0, stream, b"half")).await.unwrap();
+        until("it is on its way", async || legacy.open.load(SeqCst) == 1).await;
+        tcp.write_all(&http2::frame(RST_STREAM, 0, stream, &[0; 4])).await.unwrap();
+        until("its connection is closed", async || legacy.open.load(SeqCst) == 0).await;
+    }
+    assert_eq!(legacy.count(), 0, "{:?}", legacy.received());
+}
+
+/// A whole target without a path went on without one: `GET ?x HTTP/1.1`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_without_a_path_gets_one() {
+    let legacy = Origin::named("legacy").await;
+    let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
+    for (target, line) in [("http://a?x=1", "GET /?x=1 HTTP/1.1"), ("http://a", "GET / HTTP/1.1")] {
+        let request = format!("GET {target} HTTP/1.1\r\nhost: a\r\n\r\n");
+        raw(gateway.address, request.as_bytes(), |got| got.ends_with("legacy")).await;
+        assert_eq!(legacy.last().line(), line);
+    }
+}
+
+/// A client that left after its answer had begun, before its request was over, was noticed by nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_an_early_answer_is_noticed() {
+    let open = Arc::new(AtomicUsize::new(0));
+    let counted = open.clone();
+    let origin = Origin::listen(move |mut tcp| {
+        let open = counted.clone();
+        async move {
+            open.fetch_add(1, SeqCst);
+            read_until(&mut tcp, "\r\n\r\n").await;
+            tcp.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n").await.unwrap();
+            while let Ok(1..) = tcp.read(&mut [0; 4096]).await {}
+            open.fetch_sub(1, SeqCst);
+        }
+    })
+    .await;
+    let rest = "defaults: {timeout: {idle: 0s}}\n";
+    let gateway = Gateway::start(&yaml(&[("legacy", format!("http://{origin}"))], rest)).await;
+    for (head, ends) in
+        [("transfer-encoding: chunked\r\n\r\n1\r\nx\r\n", ""), ("transfer-encoding: chunked\r\n\r\n", "0\r\n\r\n")]
+    {
+        let mut tcp = TcpStream::connect(gateway.address).await.unwrap();
+        tcp.write_all(format!("POST /x HTTP/1.1\r\nhost: a\r\n{head}").as_bytes()).await.unwrap();
+        assert!(read_until(&mut tcp, "hi").await.ends_with("hi\r\n"));
+        tcp.write_all(ends.as_bytes()).await.unwrap();
+        drop(tcp);
+        until("the upstream is let go", async || open.load(SeqCst) == 0).await;
+    }
+}
+
+/// A request whose client left while it waited for a connection was sent all the same when it had one: an order that nobody waits for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_that_waits_is_not_sent_for_a_client_that_left() {
+    let legacy =
+        Origin::start(|request| if request.line().contains("/hold") { Reply::Hang } else { Reply::ok("ok") }).await;
+    let file = format!("upstreams: {{legacy: {{url: \"{}\", connections: {{max: 1}}}}}}\n", legacy.url());
+    let folder = tests::folder();
+    let path = folder.path().join("routes.yaml");
+    std::fs::write(&path, Gateway::whole(&file)).unwrap();
+    let gateway = Gateway::start_on(&path, &["--workers", "1"]).await;
+    let mut holder = TcpStream::connect(gateway.address).await.unwrap();
+    holder.write_all(b"GET /hold HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    until("the only connection is taken", async || legacy.open.load(SeqCst) == 1).await;
+    let mut client = TcpStream::connect(gateway.address).await.unwrap();
+    client.write_all(b"POST /order HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\norder").await.unwrap();
+    until("it waits", async || gateway.metric("gateway_client_connections").await == Some(2.0)).await;
+    drop(client);
+    until("its leaving is noticed", async || gateway.metric("gateway_client_connections").await == Some(1.0)).await;
+    drop(holder);
+    let answer = send(gateway.address, "GET", "/next", &[], "").await;
+    assert_eq!(answer.text(), "ok");
+    assert!(legacy.received().iter().all(|request| !request.line().contains("/order")), "{:?}", legacy.received());
+}
+
+/// A body that ends with its connection looked whole when the reset that ended it had been told to a write before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_is_no_end_of_a_body_that_ends_with_its_connection() {
+    let origin = Origin::listen(|mut tcp| async move {
+        read_until(&mut tcp, "\r\n\r\n").await;
+        tcp.write_all(b"HTTP/1.1 200 OK\r\n\r\nhalf").await.unwrap();
+        // The client's next bytes are not read: the close is a reset.
+        let mut byte = [0; 1];
+        while tcp.peek(&mut byte).await.is_err() {}
+        #[allow(deprecated, reason = "a reset is what is wanted")]
+        tcp.set_linger(Some(Duration::ZERO)).unwrap();
+    })
+    .await;
+    let gateway = Gateway::start(&yaml(&[("legacy", format!("http://{origin}"))], "")).await;
+    for _ in 0..20 {
+        let mut tcp = TcpStream::connect(gateway.address).await.unwrap();
+        tcp.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        let mut got = read_until(&mut tcp, "half").await;
+        for _ in 0..5 {
+            let _ = tcp.write_all(b"3\r\nabc\r\n").await;
+        }
+        let _ = tcp.read_to_string(&mut got).await;
+        assert!(!got.ends_with("0\r\n\r\n"), "{got}");
+    }
+}
+
+/// A WebSocket's request with a body would mix what is left of it with what follows the upgrade.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_has_no_body() {
+    let legacy = Origin::named("legacy").await;
+    let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
+    let request =
+        b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\ncontent-length: 3\r\n\r\nabc";
+    raw(gateway.address, request, |got| got.ends_with("legacy")).await;
+    assert_eq!((legacy.last().field("upgrade"), legacy.last().body), (String::new(), b"abc".to_vec()));
+}
+
+/// The last bytes of an upload over TLS stayed in the layer that encrypts, when the socket took no more just then, and were never written.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_over_tls_is_flushed_to_its_end() {
+    let (ca, config) = crate::tls::authority(&["localhost"]);
+    let folder = tests::folder();
+    let file = folder.path().join("ca.pem");
+    std::fs::write(&file, ca).unwrap();
+    let legacy = Origin::start_with(Some(config), |request| Reply::ok(&request.body.len().to_string())).await;
+    let upstream = format!(
+        "upstreams: {{legacy: {{url: \"https://localhost:{}\", ca: \"{}\"}}}}\n",
+        legacy.address.port(),
+        file.display()
+    );
+    let gateway = Gateway::start(&upstream).await;
+    for size in [1, 70_000, 3_000_000, 5_000_001] {
+        let answer = send(gateway.address, "POST", "/", &[], &"x".repeat(size)).await;
+        assert_eq!((answer.status, answer.text()), (200, size.to_string()));
+    }
+}
+
+/// The log said that a client had all of an answer that it never read.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_nobody_read_is_not_complete() {
+    let body = "x".repeat(20 << 20);
+    let legacy = Origin::start(move |_| Reply::ok(&body)).await;
+    let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
+    let mut tcp = TcpStream::connect(gateway.address).await.unwrap();
+    tcp.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    read_until(&mut tcp, "\r\n\r\n").await;
+    drop(tcp);
+    let line = gateway.access_line(|line| line["status"] == 200).await;
+    assert_eq!(line["complete"], false);
 }

@@ -7,7 +7,7 @@ use rustls::{ServerConfig, pki_types::PrivateKeyDer};
 use tests::{Gateway, Origin, Reply, send};
 
 /// An authority's certificate as PEM, and a server that it vouches for under these names.
-fn authority(names: &[&str]) -> (String, Arc<ServerConfig>) {
+pub(crate) fn authority(names: &[&str]) -> (String, Arc<ServerConfig>) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca_key = KeyPair::generate().unwrap();

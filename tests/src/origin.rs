@@ -22,6 +22,8 @@ pub struct Received {
     pub head: String,
     /// The body, without its chunks' framing.
     pub body: Vec<u8>,
+    /// The lines after the last chunk.
+    pub trailers: String,
 }
 
 impl Received {
@@ -256,14 +258,21 @@ async fn read_request<T: AsyncRead + Unpin>(io: &mut T, buffer: &mut BytesMut) -
         }
     };
     let head = String::from_utf8_lossy(&buffer.split_to(end)).into_owned();
-    let mut request = Received { head, body: Vec::new() };
+    let mut request = Received { head, body: Vec::new(), trailers: String::new() };
     let length: usize = request.field("content-length").parse().unwrap_or(0);
     if request.field("transfer-encoding").eq_ignore_ascii_case("chunked") {
         loop {
             let size = usize::from_str_radix(&read_line(io, buffer).await?, 16).ok()?;
             fill(io, buffer, size).await?;
             request.body.extend_from_slice(&buffer.split_to(size));
-            read_line(io, buffer).await?;
+            loop {
+                let line = read_line(io, buffer).await?;
+                if line.is_empty() {
+                    break;
+                }
+                request.trailers.push_str(&line);
+                request.trailers.push_str("\r\n");
+            }
             if size == 0 {
                 return Some(request);
             }

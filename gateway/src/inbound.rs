@@ -46,6 +46,9 @@ pub fn read_size(decoder: Decoder) -> usize {
     }
 }
 
+/// A piece of a request's body, or what is wrong with it: for the client, and more for the log.
+pub type Piece = Result<Frame<Bytes>, (Kind, String)>;
+
 /// A client's connection.
 pub struct Inbound {
     /// The socket.
@@ -75,7 +78,7 @@ impl Inbound {
     }
 
     /// The next piece of the request's body.
-    pub fn poll_body(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, (Kind, String)>>> {
+    pub fn poll_body(&self, cx: &mut Context<'_>) -> Poll<Option<Piece>> {
         loop {
             if let Some(decoded) = self.decode() {
                 return Poll::Ready(decoded);
@@ -93,7 +96,7 @@ impl Inbound {
 
     /// The next piece of what was read already; nothing where more must be read.
     #[allow(clippy::option_option, reason = "nothing yet, no more, or a frame")]
-    fn decode(&self) -> Option<Option<Result<Frame<Bytes>, (Kind, String)>>> {
+    fn decode(&self) -> Option<Option<Piece>> {
         let mut decoder = self.decoder.get();
         let decoded = decoder.decode(&mut self.kept.borrow_mut());
         self.decoder.set(decoder);

@@ -4,7 +4,10 @@
 //! anything but CRLF, whitespace where none belongs, folded lines, controls in values, several or odd
 //! lengths, a length beside a transfer coding, codings other than a single `chunked`.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    ops::Range,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
@@ -132,7 +135,7 @@ pub fn parse_request(bytes: &[u8], limits: Limits) -> Result<Option<(RequestHead
         b"GET" => Method::GET,
         other => Method::from_bytes(other).map_err(|_| Refused::Malformed("the method is no token"))?,
     };
-    let uri = Uri::from_maybe_shared(head.slice(target.0..target.1))
+    let uri = Uri::from_maybe_shared(head.slice(target))
         .map_err(|_| Refused::Malformed("malformed request target; escape what is no URI character"))?;
     let keep_alive = framing.keep_alive(minor);
     let framing = match framing.body(minor)? {
@@ -322,7 +325,7 @@ impl Spots {
 }
 
 /// The method, where the target is, and the minor version.
-fn request_line(line: &[u8], limit: usize) -> Result<(&[u8], (usize, usize), u8), Refused> {
+fn request_line(line: &[u8], limit: usize) -> Result<(&[u8], Range<usize>, u8), Refused> {
     let malformed = Refused::Malformed("malformed request line; it is `METHOD target HTTP/1.1` with single spaces");
     let first = memchr(b' ', line).ok_or(malformed)?;
     let last = memchr::memrchr(b' ', line).filter(|last| *last > first).ok_or(malformed)?;
@@ -338,7 +341,7 @@ fn request_line(line: &[u8], limit: usize) -> Result<(&[u8], (usize, usize), u8)
     if target.iter().any(|byte| !byte.is_ascii_graphic() || *byte == b'#') {
         return Err(Refused::Malformed("malformed request target; escape what is no URI character"));
     }
-    Ok((method, (first + 1, last), minor))
+    Ok((method, first + 1..last, minor))
 }
 
 /// Nothing where it is no version at all.
@@ -377,6 +380,7 @@ fn is_blank(byte: u8) -> bool {
 
 /// What the fields say about framing and the connection.
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools, reason = "what was seen and what was not")]
 struct Seen {
     length: Option<u64>,
     chunked: bool,

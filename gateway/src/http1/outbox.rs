@@ -57,13 +57,14 @@ impl Drop for Outbox {
     }
 }
 
-impl Outbox {
-    /// With nothing in it.
-    pub fn new() -> Self {
+impl Default for Outbox {
+    fn default() -> Self {
         let flat = SPARES.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(2048));
         Self { flat, written: 0, piece: Bytes::new(), end: b"", taken: 0, tried: false, flushed: true }
     }
+}
 
+impl Outbox {
     /// Whether everything is on its way, and nothing waits in a layer below.
     pub fn is_done(&self) -> bool {
         self.flushed && self.is_empty()
@@ -206,7 +207,7 @@ mod tests {
     #[test]
     fn a_socket_that_never_takes_all_does_not_make_it_grow() {
         let mut cx = Context::from_waker(Waker::noop());
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::default();
         let mut io = Narrow { each: 10_000, left: 0, got: Vec::new() };
         let mut put = Vec::new();
         let mut most = 0;

@@ -218,6 +218,7 @@ fn hold_to_http1(request: &mut http::Request<RequestBody>, seen: &Seen, max_uri:
 
 /// What one look at all fields found.
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools, reason = "what was found and what was not")]
 struct Seen {
     length: Option<HeaderValue>,
     lengths: usize,
@@ -280,9 +281,8 @@ fn look(headers: &HeaderMap, trusted: bool, context: &Context) -> Seen {
             }
             _ => match fields::voice(text) {
                 Some(voice) if voice == Voice::Gateway || !trusted => seen.doomed.push(name.clone()),
-                Some(_) => {}
                 None if fields::is_method_override(text) => context.overridden.set(true),
-                None => {}
+                Some(_) | None => {}
             },
         }
     }

@@ -311,7 +311,7 @@ where
         drop(future);
         let (parts, mut body) = response.into_parts();
         let status = parts.status;
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::default();
         outbox.flat().append(&mut self.inbound.take_interim());
         let told = write::begin_response(outbox.flat(), status, &parts.headers);
         let ending = ending(asked, status, told.length.or_else(|| body.size_hint().exact()));
@@ -341,16 +341,12 @@ where
                         }
                         Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                             Ok(data) => {
-                                if let Some(left) = &mut left {
-                                    match left.checked_sub(data.len() as u64) {
-                                        Some(rest) => *left = rest,
-                                        // More than was promised would be taken for the next response.
-                                        None => (ended, broken) = (true, true),
-                                    }
-                                }
+                                // More than was promised would be taken for the next response.
+                                broken = left.is_some_and(|left| left < data.len() as u64);
+                                left = left.map(|left| left.saturating_sub(data.len() as u64));
+                                ended = broken || left == Some(0);
                                 if !broken {
                                     outbox.push(data, ending == Ending::Chunked);
-                                    ended = left == Some(0);
                                 }
                             }
                             Err(frame) => {

@@ -121,8 +121,8 @@ fn text(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     out.extend_from_slice(key);
     out.push(b'"');
     // Without a branch, so that it is done many bytes at a time.
-    let odd = |byte: u8| !(0x20..0x7f).contains(&byte) | (byte == b'"') | (byte == b'\\');
-    if !value.iter().fold(false, |found, byte| found | odd(*byte)) {
+    let odd = |byte: u8| u8::from(!(0x20..0x7f).contains(&byte)) | u8::from(byte == b'"') | u8::from(byte == b'\\');
+    if value.iter().fold(0, |found, byte| found | odd(*byte)) == 0 {
         out.extend_from_slice(value);
     } else {
         escape(out, &String::from_utf8_lossy(value));

@@ -165,7 +165,7 @@ impl Call {
     /// What a connection that broke has not sent.
     pub fn take_unsent(&mut self) -> (Outbox, Option<RequestBody>, Option<OwnedSemaphorePermit>) {
         self.outbox.rewind();
-        (std::mem::replace(&mut self.outbox, Outbox::new()), self.body.take(), self.place.take())
+        (std::mem::take(&mut self.outbox), self.body.take(), self.place.take())
     }
 
     /// Whether all of the request went out.
@@ -302,12 +302,13 @@ impl Call {
         };
         loop {
             // An interim response may have brought the next along.
-            if !wire.kept.is_empty() && head::is_whole(&wire.kept, self.seen).map_err(refused)? {
-                if let Some((head, length)) = head::parse_response(&wire.kept, MAX_HEAD, method).map_err(refused)? {
-                    wire.kept.advance(length);
-                    self.seen = 0;
-                    return Poll::Ready(Ok(head));
-                }
+            if !wire.kept.is_empty()
+                && head::is_whole(&wire.kept, self.seen).map_err(refused)?
+                && let Some((head, length)) = head::parse_response(&wire.kept, MAX_HEAD, method).map_err(refused)?
+            {
+                wire.kept.advance(length);
+                self.seen = 0;
+                return Poll::Ready(Ok(head));
             }
             if wire.kept.len() > MAX_HEAD {
                 return Poll::Ready(Err(refused(Refused::Fields)));

@@ -90,7 +90,7 @@ impl Pool {
         let (parts, body) = request.into_parts();
         let idempotent = is_idempotent(&parts.method);
         let may_repeat = may_repeat && upload.is_empty() && idempotent;
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::default();
         write::request_head(outbox.flat(), &parts);
         reuse_map(parts.headers);
         let method = parts.method;
@@ -210,7 +210,7 @@ impl Pool {
         let error = |kind, sent, detail: String| {
             // The client's side of it is told first: the upstream only saw the consequence.
             match upload.failure() {
-                Some(kind) => Error { detail, sent, ..Error::new(kind) },
+                Some(kind) => Error { sent, detail, ..Error::new(kind) },
                 None => Error::upstream(kind, &self.upstream.name, sent, detail),
             }
         };

@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Kind},
     fields,
     http1::body::Decoder,
-    inbound::Inbound,
+    inbound::{Inbound, Piece},
     timer::{Sleep, Timer},
 };
 
@@ -153,7 +153,7 @@ enum Source {
 }
 
 impl Source {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, (Kind, String)>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Piece>> {
         match self {
             Self::Empty => Poll::Ready(None),
             Self::Http1(inbound) => inbound.poll_body(cx),

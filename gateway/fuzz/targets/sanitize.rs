@@ -10,7 +10,7 @@ use gateway::{
     error::Error,
     fields,
     http1::{
-        head::{Limits, parse_request},
+        head::{Limits, MAX_FIELDS, parse_request},
         write,
     },
     layers::sanitize::Sanitize,
@@ -67,6 +67,10 @@ const LIMITS: Limits = Limits { head: 4096, target: 1024 };
 fuzz_target!(|bytes: &[u8]| {
     let Some((first, bytes)) = bytes.split_first() else { return };
     let Ok(Some((head, _))) = parse_request(bytes, LIMITS) else { return };
+    // The layer adds some: what is at the limit before is over it after.
+    if head.request.headers().len() > MAX_FIELDS - 10 {
+        return;
+    }
     STAGE.with(|stage| {
         let worker = stage.worker.clone();
         stage.runtime.block_on(async move {

@@ -363,3 +363,33 @@ fn open_files() -> u64 {
     let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     line.split_whitespace().nth(3).unwrap().parse().unwrap_or(0)
 }
+
+/// The same when each stream is accepted, and on its way to the upstream, before it is reset.
+#[tokio::test(flavor = "multi_thread")]
+async fn resets_of_accepted_streams_end_a_connection_too() {
+    let legacy = Origin::start(|_| Reply::Hang).await;
+    let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
+    let asked = || legacy.connections.load(std::sync::atomic::Ordering::SeqCst);
+    let mut tcp = http2::connect(gateway.address).await;
+    let mut streams = 0;
+    // A stream that is not asked for any more is told by the connection's end.
+    while streams < 1000 {
+        let before = asked();
+        let stream = 2 * streams + 1;
+        if tcp.write_all(&frame(HEADERS, END_STREAM | END_HEADERS, stream, REQUEST)).await.is_err() {
+            break;
+        }
+        let reached = timeout(Duration::from_secs(2), async {
+            while asked() == before {
+                tokio::task::yield_now().await;
+            }
+        });
+        if reached.await.is_err() {
+            break;
+        }
+        let _ = tcp.write_all(&frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())).await;
+        streams += 1;
+    }
+    assert!((50..400).contains(&streams), "{streams}");
+    until("the connection is closed", async || gateway.metric("gateway_client_connections").await == Some(0.0)).await;
+}

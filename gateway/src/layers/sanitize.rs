@@ -203,7 +203,8 @@ fn hold_to_http1(request: &mut http::Request<RequestBody>, seen: &Seen, max_uri:
     if !target.bytes().all(|byte| byte.is_ascii_graphic()) || !target.starts_with(['/', '*']) {
         return Err(Kind::BadRequest("malformed request target; escape what is no URI character"));
     }
-    if request.headers().len() > MAX_FIELDS {
+    // A cookie may come in crumbs, and goes on as one.
+    if request.headers().len() - seen.cookies.saturating_sub(1) > MAX_FIELDS {
         return Err(Kind::HeaderTooLarge);
     }
     if *request.method() == Method::TRACE && !request.body().upload().is_empty() {

@@ -38,6 +38,8 @@ const CHECK: Duration = Duration::from_secs(1);
 const BUFFER: usize = 64 * 1024;
 /// Streams that a client may open and reset, or get reset for an error of its own, before it is told to go.
 const RESETS: usize = 32;
+/// How long a client that was asked to close may take none of what is left for it, where no route says how long.
+const STUCK: Duration = Duration::from_mins(1);
 /// How long a client that was asked to close may take.
 const LEAVE: Duration = Duration::from_secs(5);
 /// How an HTTP/2 connection begins (RFC 9113 §3.4).
@@ -115,6 +117,8 @@ async fn guard<C, E>(
             biased;
             // Its errors are the client's.
             _ = conn.as_mut() => return,
+            // Looked at whenever the client has sent something.
+            () = poll_fn(|_| if connection.is_abused() { Poll::Ready(()) } else { Poll::Pending }) => return,
             () = drains(worker), if asked_to_close.is_none() => {}
             () = &mut check => {}
         }
@@ -137,6 +141,7 @@ async fn guard<C, E>(
             }
             // It neither went on nor went.
             Some(since) if waiting && writing.is_none() && since.max(active).elapsed() >= LEAVE => return,
+            Some(_) if waiting && writing.is_some_and(|lasts| lasts >= STUCK) => return,
             _ => {}
         }
     }

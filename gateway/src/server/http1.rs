@@ -69,12 +69,13 @@ pub(super) struct Http1<S> {
 struct HalfClosed {
     next: Instant,
     pause: Duration,
-    /// Bytes that had been written when it was looked at last.
+    looks: u32,
+    /// Bytes that had been written when its end was noticed.
     written: u64,
-    /// Whether its end was seen at the last look.
-    seen: bool,
-    /// Whether it was sent something since.
-    asked: bool,
+    /// Whether it has ended its side, or is only looked at.
+    ended: bool,
+    /// Whether it was sent something since, which would draw a reset.
+    judged: bool,
 }
 
 /// A connection of which only the beginning was read.
@@ -386,7 +387,7 @@ where
             Poll::Pending
         })
         .await;
-        if broken && ending == Ending::Close {
+        if (broken || sent.is_none()) && ending == Ending::Close {
             self.reset();
         }
         if broken || sent.is_none() {
@@ -440,43 +441,49 @@ where
                 Poll::Ready(Err(_)) => return true,
             }
         }
-        self.looks_gone(cx, written)
+        // Of one that has ended its side, more may be in the kernel than was read yet: then that end is none to its request.
+        self.looks_gone(cx, written, whole || written.is_none())
     }
 
     /// Looks at a client from time to time that cannot be heard of by reading: it has ended its side, or sent more than is read now.
     ///
     /// One that has only ended its side is told from one that is gone by the reset that bytes draw from the latter.
-    /// Before the response there is an interim one to send; in a response that pauses there is nothing.
-    fn looks_gone(&mut self, cx: &mut Context<'_>, written: Option<u64>) -> bool {
+    /// Before the response there is an interim one to send; in a response that pauses there is nothing. Only a reset counts unless
+    /// `judge`.
+    fn looks_gone(&mut self, cx: &mut Context<'_>, written: Option<u64>, judge: bool) -> bool {
         let now = Instant::now();
         let bytes = written.unwrap_or(0);
-        let first = HalfClosed { next: now + LOOK, pause: LOOK / 2, written: bytes, seen: false, asked: false };
-        let look = self.half_closed.get_or_insert(first);
+        let fresh =
+            |ended| HalfClosed { next: now + LOOK, pause: LOOK, written: bytes, ended, looks: 0, judged: false };
+        let look = self.half_closed.get_or_insert_with(|| fresh(false));
+        // What was sent before its end says nothing about who is there after it.
+        if !look.ended && self.inbound.ended.get() {
+            *look = fresh(true);
+        }
         if now >= look.next {
-            let left = match self.inbound.look() {
+            look.looks += 1;
+            match self.inbound.look() {
                 Left::Gone => return true,
-                left => left,
-            };
-            if left == Left::HalfClosed && !look.asked {
-                match written {
+                Left::HalfClosed if !judge => look.pause = (look.pause * 2).min(2 * LOOK),
+                Left::No => look.pause = (look.pause * 2).min(2 * LOOK),
+                Left::HalfClosed if !look.ended => *look = fresh(true),
+                Left::HalfClosed if look.judged => look.pause = (look.pause * 2).min(LOOK_AGAIN),
+                Left::HalfClosed => match written {
                     None if !self.inbound.takes_interim.get() => return true,
                     None => {
-                        look.asked = true;
+                        look.judged = true;
                         self.inbound.interim(StatusCode::CONTINUE, &HeaderMap::new());
                         if let Poll::Ready(Err(_)) = self.inbound.poll_interim(cx) {
                             return true;
                         }
                     }
                     // What was written meanwhile drew no reset.
-                    Some(bytes) if bytes > look.written => look.asked = true,
-                    Some(_) if look.seen => return true,
-                    Some(_) => look.seen = true,
-                }
+                    Some(bytes) if bytes > look.written => look.judged = true,
+                    // The second look is for what was just on its way at the first.
+                    Some(_) if look.looks > 1 => return true,
+                    Some(_) => {}
+                },
             }
-            look.written = bytes;
-            // Soon again after its end; otherwise often enough for nobody to wait in vain.
-            let most = if left == Left::HalfClosed { LOOK_AGAIN } else { 4 * LOOK };
-            look.pause = (look.pause * 2).min(most);
             look.next = now + look.pause;
         }
         let next = look.next;
@@ -487,7 +494,14 @@ where
     /// Closes so that the client sees its answer: closing under one that still writes would reset the connection.
     async fn linger(&mut self, upload: &Upload) {
         // Somebody may still want the rest of its request, and limits its pauses.
-        poll_fn(|cx| upload.poll_end(cx)).await;
+        poll_fn(|cx| {
+            if upload.poll_end(cx).is_pending() && !self.looks_gone(cx, Some(0), false) {
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        })
+        .await;
+        upload.abandon();
         let whole = upload.is_done() && self.inbound.decoder.get().is_done();
         if whole && self.inbound.kept.borrow().is_empty() {
             let more = poll_fn(|cx| Poll::Ready(self.inbound.poll_read_ahead(cx))).await;

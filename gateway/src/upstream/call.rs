@@ -173,6 +173,11 @@ impl Call {
         self.body.is_none() && self.outbox.is_done()
     }
 
+    /// Bytes of the request that the system has taken.
+    pub fn taken(&self) -> u64 {
+        self.outbox.taken()
+    }
+
     /// The request is not sent on, and the connection not used again.
     pub fn give_up(&mut self) {
         self.body = None;

@@ -40,6 +40,9 @@ use crate::{
 /// Requests that may wait for a connection, per worker and upstream.
 const WAITING: usize = 1024;
 
+/// Uploads that may wait for a place among those that are still coming in, per worker and upstream.
+const WAITING_UPLOADS: usize = 4096;
+
 /// How often an upload that outlives its response is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -52,6 +55,7 @@ pub struct Pool {
     /// Half of them, for requests that are still coming in: clients that send slowly must not keep out the others.
     uploads: Arc<Semaphore>,
     waiting: Cell<usize>,
+    waiting_uploads: Cell<usize>,
     /// Whether a reload has put another in its place.
     retired: Cell<bool>,
 }
@@ -67,6 +71,7 @@ impl Pool {
             permits: places(max),
             uploads: places(max.div_ceil(2)),
             waiting: Cell::new(0),
+            waiting_uploads: Cell::new(0),
             retired: Cell::new(false),
         })
     }
@@ -105,7 +110,7 @@ impl Pool {
         };
         let permit = match self.permits.clone().try_acquire_owned() {
             Ok(permit) => permit,
-            Err(_) => Box::pin(meanwhile(&mut body, self.wait(&self.permits))).await?,
+            Err(_) => Box::pin(meanwhile(&mut body, self.wait(&self.permits, &self.waiting, WAITING))).await?,
         };
         let mut fresh = false;
         loop {
@@ -138,24 +143,29 @@ impl Pool {
 
     /// Waits for a place among those that are still coming in; none is needed by what is whole meanwhile.
     async fn wait_for_upload(&self, body: &mut RequestBody) -> Result<Option<OwnedSemaphorePermit>, Error> {
-        let mut place = std::pin::pin!(self.wait(&self.uploads));
+        let mut place = std::pin::pin!(self.wait(&self.uploads, &self.waiting_uploads, WAITING_UPLOADS));
         poll_fn(|cx| {
-            if let Poll::Ready(place) = place.as_mut().poll(cx) {
-                return Poll::Ready(place.map(Some));
+            if let Poll::Ready(whole) = body.poll_whole(cx) {
+                return Poll::Ready(whole.map(|()| None));
             }
-            body.poll_whole(cx).map_ok(|()| None)
+            place.as_mut().poll(cx).map_ok(Some)
         })
         .await
     }
 
     /// Waits for its turn.
-    async fn wait(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Error> {
+    async fn wait(
+        &self,
+        places: &Arc<Semaphore>,
+        waiting: &Cell<usize>,
+        most: usize,
+    ) -> Result<OwnedSemaphorePermit, Error> {
         let full = || Error::upstream(Kind::ConnectionLimit, &self.upstream.name, false, "every connection is in use");
-        if self.waiting.get() >= WAITING {
+        if waiting.get() >= most {
             return Err(full());
         }
-        self.waiting.set(self.waiting.get() + 1);
-        let waiting = Waiting(&self.waiting);
+        waiting.set(waiting.get() + 1);
+        let waiting = Waiting(waiting);
         let permit = places.clone().acquire_owned().await;
         drop(waiting);
         permit.map_err(|_| full())
@@ -283,8 +293,11 @@ pub struct Lease {
 
 impl Lease {
     fn new(shared: Rc<Shared>, upload: Rc<Upload>, idle: Option<Duration>) -> Self {
-        let pump = (!shared.call.borrow().is_uploaded())
-            .then(|| tokio::task::spawn_local(pump(shared.clone(), upload.clone(), idle)).abort_handle());
+        let pump = (!shared.call.borrow().is_uploaded()).then(|| {
+            let pump = tokio::task::spawn_local(pump(shared.clone(), upload.clone(), idle)).abort_handle();
+            upload.set_pump(pump.clone());
+            pump
+        });
         Self { shared, upload, pump }
     }
 
@@ -329,13 +342,22 @@ async fn pump(shared: Rc<Shared>, upload: Rc<Upload>, idle: Option<Duration>) {
         }
     };
     let mut sending = std::pin::pin!(sending);
-    loop {
-        let wait = idle.unwrap_or(LOOK).saturating_sub(upload.quiet()).max(LOOK);
-        match tokio::time::timeout(wait, sending.as_mut()).await {
-            Ok(()) => return,
-            Err(_) if idle.is_none_or(|idle| upload.quiet() < idle) => {}
-            Err(_) => break,
+    let look = idle.map_or(LOOK, |idle| (idle / 4).clamp(LOOK / 20, LOOK));
+    let progress = || (upload.bytes(), shared.call.borrow().taken());
+    let (mut seen, mut since) = (progress(), Instant::now());
+    while tokio::time::timeout(look, sending.as_mut()).await.is_err() {
+        let now = progress();
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        } else if idle.is_some_and(|idle| since.elapsed() >= idle) {
+            let mut call = shared.call.borrow_mut();
+            // Half a request is nobody's to answer.
+            if upload.is_unfinished() {
+                call.spoil("the request's body paused for too long".to_owned());
+            } else {
+                call.give_up();
+            }
+            return;
         }
     }
-    shared.call.borrow_mut().give_up();
 }

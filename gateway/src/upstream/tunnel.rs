@@ -88,6 +88,8 @@ struct Flow {
 struct Side<T> {
     io: T,
     flow: Rc<Flow>,
+    /// Whether it broke.
+    failed: Rc<Cell<bool>>,
 }
 
 /// Carries bytes both ways; returns what came from the client and from the upstream.
@@ -99,8 +101,11 @@ where
     let moved = Rc::new(Cell::new(Instant::now()));
     let flow = || Rc::new(Flow { bytes: Cell::new(0), moved: moved.clone() });
     let (up, down) = (flow(), flow());
-    let (from_client, to_client) = tokio::io::split(Side { io: client, flow: up.clone() });
-    let (from_upstream, to_upstream) = tokio::io::split(Side { io: upstream, flow: down.clone() });
+    let client_failed: Rc<Cell<bool>> = Rc::default();
+    let (from_client, to_client) =
+        tokio::io::split(Side { io: client, flow: up.clone(), failed: client_failed.clone() });
+    let (from_upstream, to_upstream) =
+        tokio::io::split(Side { io: upstream, flow: down.clone(), failed: Rc::default() });
     let pause = async {
         match idle {
             None => std::future::pending().await,
@@ -111,9 +116,13 @@ where
             }
         }
     };
+    let failed = client_failed.clone();
     tokio::select! {
+        biased;
         // Whether it ended well or was cut, each side saw it for itself.
         _ = futures_util::future::join(one_way(from_client, to_upstream), one_way(from_upstream, to_client)) => {}
+        // Its end is not the other side's, but its failure is: nobody is there to be told.
+        () = std::future::poll_fn(|_| if failed.get() { Poll::Ready(()) } else { Poll::Pending }) => {}
         () = pause => {}
     }
     (up.bytes.get(), down.bytes.get())
@@ -128,13 +137,20 @@ impl<T: AsyncRead + Unpin> AsyncRead for Side<T> {
             self.flow.bytes.set(self.flow.bytes.get() + read as u64);
             self.flow.moved.set(Instant::now());
         }
+        if let Poll::Ready(Err(_)) = result {
+            self.failed.set(true);
+        }
         result
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Side<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        if let Poll::Ready(Err(_)) = result {
+            self.failed.set(true);
+        }
+        result
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_flush(cx)

@@ -3,7 +3,6 @@
 use std::{
     any::Any,
     cell::{Cell, RefCell},
-    collections::VecDeque,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::Rc,
@@ -11,10 +10,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Instant;
+use tokio::{task::AbortHandle, time::Instant};
 
 use crate::{
     error::{Error, Kind},
@@ -40,6 +40,8 @@ pub struct Upload {
     holder: RefCell<Option<Rc<dyn Any>>>,
     /// Who waits for its end.
     waiter: RefCell<Option<Waker>>,
+    /// What sends it on after its response has begun.
+    pump: RefCell<Option<AbortHandle>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +64,7 @@ impl Upload {
             begun: Cell::new(false),
             holder: RefCell::new(None),
             waiter: RefCell::new(None),
+            pump: RefCell::new(None),
         })
     }
 
@@ -97,6 +100,18 @@ impl Upload {
     pub fn hold(&self, holder: Rc<dyn Any>) {
         if self.state.get() == State::Streaming {
             *self.holder.borrow_mut() = Some(holder);
+        }
+    }
+
+    /// Names the task that sends it on.
+    pub fn set_pump(&self, pump: AbortHandle) {
+        *self.pump.borrow_mut() = Some(pump);
+    }
+
+    /// Nobody sends it on any more.
+    pub fn abandon(&self) {
+        if let Some(pump) = self.pump.take() {
+            pump.abort();
         }
     }
 
@@ -196,8 +211,9 @@ fn harmless(frame: Frame<Bytes>) -> Frame<Bytes> {
 /// A request's body.
 pub struct RequestBody {
     source: Source,
-    /// What was read before anybody could take it.
-    ahead: VecDeque<Frame<Bytes>>,
+    /// What was read before anybody could take it, and what ended it.
+    ahead: BytesMut,
+    ahead_trailers: Option<HeaderMap>,
     upload: Rc<Upload>,
 }
 
@@ -207,7 +223,7 @@ const AHEAD: u64 = 64 * 1024;
 impl RequestBody {
     fn new(source: Source) -> Self {
         let state = if source.is_end_stream() { State::Done } else { State::Streaming };
-        Self { source, ahead: VecDeque::new(), upload: Upload::new(state) }
+        Self { source, ahead: BytesMut::new(), ahead_trailers: None, upload: Upload::new(state) }
     }
 
     /// None.
@@ -229,7 +245,11 @@ impl RequestBody {
     pub fn poll_whole(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         while self.upload.is_unfinished() && self.upload.bytes() < AHEAD {
             match ready!(self.poll_source(cx)) {
-                Some(Ok(frame)) => self.ahead.push_back(frame),
+                // Together, however small the pieces are.
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.ahead.extend_from_slice(&data),
+                    Err(frame) => self.ahead_trailers = frame.into_trailers().ok(),
+                },
                 Some(Err(error)) => return Poll::Ready(Err(error)),
                 None => break,
             }
@@ -270,7 +290,16 @@ impl Drop for RequestBody {
 }
 
 impl RequestBody {
+    /// Reads on. Once the body has ended it lets go of where it came from: what comes there next is another's.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let polled = self.poll_next(cx);
+        if !self.upload.is_unfinished() {
+            self.source = Source::Empty;
+        }
+        polled
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self;
         let upload = &this.upload;
         if !upload.begun.replace(true) {
@@ -313,14 +342,18 @@ impl Body for RequestBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        match self.ahead.pop_front() {
-            Some(frame) => Poll::Ready(Some(Ok(frame))),
-            None => self.poll_source(cx),
+        if !self.ahead.is_empty() {
+            let data = std::mem::take(&mut self.ahead).freeze();
+            return Poll::Ready(Some(Ok(Frame::data(data))));
         }
+        if let Some(trailers) = self.ahead_trailers.take() {
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        self.poll_source(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ahead.is_empty() && self.source.is_end_stream()
+        self.ahead.is_empty() && self.ahead_trailers.is_none() && self.source.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -405,4 +438,38 @@ fn time_left(
     // A body that has yet to begin may pause before the limit is over.
     let look = idle.filter(|_| upload.is_unfinished()).map_or(left, |idle| left.min(idle));
     if left.is_zero() { Err(None) } else { Ok(Some(look)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A body that had been read ahead to its end looked at its connection again when it was sent, and took the next request's body
+    /// for more of its own: bytes that nobody had looked at went to an upstream.
+    #[test]
+    fn a_body_that_has_ended_takes_nothing_of_the_next() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default())
+            .unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let _client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let inbound = Rc::new(Inbound::new(listener.accept().await.unwrap().0));
+            inbound.decoder.set(Decoder::Length(5));
+            inbound.kept.borrow_mut().extend_from_slice(b"firstnext!");
+            let mut body = RequestBody::http1(&inbound);
+            poll_fn(|cx| body.poll_whole(cx)).await.unwrap();
+            assert!(body.upload().is_done() && !body.is_end_stream());
+            // The next request begins.
+            inbound.decoder.set(Decoder::Length(5));
+            let first = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+            assert_eq!(first.unwrap().unwrap().into_data().unwrap(), "first");
+            assert!(body.is_end_stream());
+            assert!(poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.is_none());
+            let mut next = RequestBody::http1(&inbound);
+            let data = poll_fn(|cx| Pin::new(&mut next).poll_frame(cx)).await;
+            assert_eq!(data.unwrap().unwrap().into_data().unwrap(), "next!");
+        });
+    }
 }

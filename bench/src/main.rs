@@ -67,7 +67,7 @@ enum What {
     /// Memory of an idle keep-alive connection.
     Idle {
         /// How many connections.
-        #[arg(long, default_value_t = 10_000)]
+        #[arg(long, default_value_t = 9_000)]
         clients: usize,
     },
 }
@@ -125,7 +125,7 @@ fn cases(turn: Duration) -> Vec<Case> {
             plan: Plan { idle: 10_000, ..get(64) },
             only: roomy,
         },
-        Case { name: "GET 1 KiB, 9,000 connections", plan: get(9_000), only: all },
+        Case { name: "GET 1 KiB, 2,000 connections", plan: get(2_000), only: all },
         Case {
             name: "GET 1 KiB, 4,000 a second over 64 connections",
             plan: Plan { rate: Some(4000), ..get(64) },

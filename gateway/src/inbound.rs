@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// What is read at a time of a body whose length is known.
-const LARGE: usize = 64 * 1024;
+pub const LARGE: usize = 128 * 1024;
 /// Interim responses that may wait for a client that does not read them.
 const INTERIM: usize = 16 * 1024;
 

@@ -145,6 +145,8 @@ impl Outbox {
             let flat = &self.flat[self.written..];
             let mut count = if self.piece.is_empty() && self.end.is_empty() {
                 ready!(io.as_mut().poll_write(cx, flat))?
+            } else if flat.is_empty() && self.end.is_empty() {
+                ready!(io.as_mut().poll_write(cx, &self.piece))?
             } else {
                 let slices = [IoSlice::new(flat), IoSlice::new(&self.piece), IoSlice::new(self.end)];
                 ready!(io.as_mut().poll_write_vectored(cx, &slices))?

@@ -26,7 +26,7 @@ use crate::{
     error::Error,
     http1::{
         body::{Decoded, Decoder},
-        head::{self, Refused, ResponseHead},
+        head::{self, Framing, Refused, ResponseHead},
         outbox::Outbox,
         with_scratch, write,
     },
@@ -328,7 +328,14 @@ impl Call {
                     && !bytes.is_empty()
                     && let Some((head, length)) = head::parse_response(bytes, MAX_HEAD, method).map_err(Err)?
                 {
-                    wire.kept.extend_from_slice(&bytes[length..]);
+                    let rest = &bytes[length..];
+                    if let Framing::Length(whole) = head.framing
+                        && whole > rest.len() as u64
+                    {
+                        // Room for what follows, so that it all goes on in one piece.
+                        wire.kept.reserve(read_size(Decoder::Length(whole)));
+                    }
+                    wire.kept.extend_from_slice(rest);
                     return Poll::Ready(Ok((bytes.len(), Some(head))));
                 }
                 wire.kept.extend_from_slice(bytes);
@@ -382,6 +389,14 @@ impl Call {
             return Poll::Ready(Some(Err(BrokenBody::Cut(why))));
         }
         let Some(wire) = &mut self.wire else { return Poll::Ready(None) };
+        // What came with the head goes on together with what is there by now.
+        if let Decoder::Length(left) = self.decoder
+            && !wire.kept.is_empty()
+            && (wire.kept.len() as u64) < left
+            && wire.kept.capacity() > wire.kept.len()
+        {
+            let _ = poll_read_buf(Pin::new(&mut wire.io), cx, &mut wire.kept);
+        }
         loop {
             match self.decoder.decode(&mut wire.kept) {
                 Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),

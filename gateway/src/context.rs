@@ -18,19 +18,20 @@ use tokio::time::Instant;
 
 use crate::{
     body::ResponseBody,
-    error::Kind,
+    error::{Kind, TimeLimit},
+    http1::head::reuse_map,
     inbound::Inbound,
     routing::cohort::Why,
     snapshot::{Route, Snapshot, Store},
     telemetry::{
         access_log::{AccessLog, Line},
-        metrics::{ABORTED, Arm, class_of},
+        metrics::{ABORTED, Arm, FALLBACKS, class_of},
     },
     timer::Timer,
     upstream::{
         Upstream,
-        pool::Pool,
-        upload::{RequestBody, Upload},
+        pool::{Pool, Way},
+        upload::{Home, RequestBody, Upload},
     },
 };
 
@@ -50,6 +51,23 @@ impl Request {
             let timer = self.context.worker.timer.clone();
             tokio::task::spawn_local(self.http.into_body().discard(timer));
         }
+    }
+}
+
+/// A request on its way to one upstream. Its head lies in the exchange and does not change any more; each try reads it there.
+pub struct Leg {
+    /// What is known of the request.
+    pub context: Context,
+    /// The index of the upstream.
+    pub upstream: usize,
+    /// How it goes there.
+    pub way: Way,
+}
+
+impl Leg {
+    /// Where it goes.
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        &self.context.local.snapshot.upstreams[self.upstream]
     }
 }
 
@@ -301,6 +319,16 @@ pub struct Exchange {
     pub last: Cell<bool>,
     /// What is known of its body.
     pub upload: Rc<Upload>,
+    /// Its head, once nothing in it changes any more.
+    pub parts: OnceCell<http::request::Parts>,
+    /// Where its body waits between tries, if it has one.
+    pub home: OnceCell<Rc<Home>>,
+    /// Tries at upstreams.
+    pub attempts: Cell<u32>,
+    /// The index of the service in whose place another answered, and why: an index of `FALLBACKS`.
+    pub fallback: Cell<Option<(usize, usize)>>,
+    /// Whether it counts as one of the requests in flight.
+    pub admitted: Cell<bool>,
     /// The index of its route.
     pub route: Cell<usize>,
     /// Who answers.
@@ -356,6 +384,11 @@ impl Exchange {
             refused: Cell::new(None),
             last: Cell::new(false),
             upload: request.body().upload().clone(),
+            parts: OnceCell::new(),
+            home: OnceCell::new(),
+            attempts: Cell::new(0),
+            fallback: Cell::new(None),
+            admitted: Cell::new(false),
             route: Cell::new(local.snapshot.unrouted()),
             arm: Cell::new(Arm::Gateway),
             why: Cell::new(Why::Stage),
@@ -398,6 +431,22 @@ impl Exchange {
         self.route().stats.begin(self.worker.index, arm);
     }
 
+    /// Another answers than was decided.
+    pub fn decide_anew(&self, arm: Arm, upstream: usize) {
+        let stats = &self.route().stats;
+        stats.end(self.worker.index, self.arm.get());
+        stats.begin(self.worker.index, arm);
+        self.arm.set(arm);
+        self.upstream.set(Some(upstream));
+    }
+
+    /// Counts a time limit that fired, if one did.
+    pub fn count_limit(&self, kind: Kind) {
+        if let Some(limit) = kind.limit() {
+            self.route().stats.rare.timeouts[limit as usize].fetch_add(1, Relaxed);
+        }
+    }
+
     fn finish(&self) {
         let now = Instant::now();
         let duration = now.duration_since(self.started);
@@ -419,7 +468,13 @@ impl Exchange {
         if self.counted.get() {
             route.stats.end(self.worker.index, self.arm.get());
         }
+        if self.admitted.get() {
+            self.worker.store.process.requests.fetch_sub(1, Relaxed);
+        }
         let failure = self.failure.borrow();
+        if let Some((kind, _)) = &*failure {
+            self.count_limit(*kind);
+        }
         let client = self.client.get();
         let told;
         let client = if client == self.connection.peer {
@@ -455,6 +510,12 @@ impl Exchange {
                 bytes_in: self.upload.bytes(),
                 bytes_out: self.sent.get(),
                 complete: self.complete.get(),
+                attempts: self.attempts.get(),
+                fallback: self
+                    .fallback
+                    .get()
+                    .map(|(service, reason)| (&*self.snapshot().upstreams[service].name, FALLBACKS[reason])),
+                limit: failure.as_ref().and_then(|(kind, _)| kind.limit()).map(TimeLimit::word),
                 error: failure.as_ref().map(|(kind, _)| kind.word()),
                 detail: failure.as_ref().map_or("", |(_, detail)| detail),
             });
@@ -465,6 +526,9 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.finish();
+        if let Some(parts) = self.parts.take() {
+            reuse_map(parts.headers);
+        }
     }
 }
 

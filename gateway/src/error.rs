@@ -6,7 +6,7 @@
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::{fields, routing::path::Oddity};
 
@@ -45,8 +45,18 @@ pub enum Kind {
     IpProhibited,
     /// Connecting took too long.
     ConnectTimeout,
-    /// All connections are in use, and enough requests wait.
+    /// As many requests are on their way to it as may be, and enough wait.
     ConnectionLimit,
+    /// Its turn did not come in time.
+    PendingTimeout,
+    /// None of its endpoints is healthy.
+    NoEndpoint,
+    /// It has failed so often that it is left alone.
+    CircuitOpen,
+    /// The gateway itself has as many requests as it may.
+    Overloaded,
+    /// The client has sent more than the route's limit.
+    RateLimited,
     /// The TLS handshake failed.
     Tls,
     /// Its certificate is not valid for its name.
@@ -59,12 +69,54 @@ pub enum Kind {
     AttemptTimeout,
     /// No response within the time limit of the request.
     RequestTimeout,
+    /// Its response's body paused for too long.
+    IdleTimeout,
     /// Its response is not HTTP.
     Protocol,
     /// Its 101 is not what was asked for.
     Upgrade,
     /// A bug in the gateway.
     Internal,
+}
+
+/// A time limit, in the words of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeLimit {
+    /// Of a connection.
+    Connect,
+    /// Of the wait for a place.
+    Pending,
+    /// Of one try.
+    Attempt,
+    /// Of the request.
+    Request,
+    /// Of a pause.
+    Idle,
+}
+
+impl TimeLimit {
+    /// All, in the order of their counters.
+    pub const ALL: [Self; 5] = [Self::Connect, Self::Pending, Self::Attempt, Self::Request, Self::Idle];
+
+    /// The word in the file, in logs and labels.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Pending => "pending",
+            Self::Attempt => "attempt",
+            Self::Request => "request",
+            Self::Idle => "idle",
+        }
+    }
+}
+
+/// A failed try before the one that decided.
+#[derive(Clone, Debug)]
+pub struct Earlier {
+    /// With whom.
+    pub upstream: Arc<str>,
+    /// What went wrong.
+    pub kind: Kind,
 }
 
 /// A failed request.
@@ -78,8 +130,12 @@ pub struct Error {
     pub sent: bool,
     /// For the log.
     pub detail: String,
-    /// For `Allow`, where the method is the trouble.
-    pub allow: Option<HeaderValue>,
+    /// More fields of the response.
+    pub fields: Vec<(HeaderName, HeaderValue)>,
+    /// When to come back, in seconds, where that is known.
+    pub retry_after: Option<u64>,
+    /// The service that failed before the monolith did.
+    pub earlier: Option<Earlier>,
 }
 
 /// One row of the table.
@@ -148,6 +204,29 @@ impl Kind {
                 "Too many requests wait for the upstream",
                 Some("connection_limit_reached"),
             ),
+            Self::PendingTimeout => row(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The upstream had no place for the request in time",
+                Some("connection_limit_reached"),
+            ),
+            Self::NoEndpoint => row(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "No endpoint of the upstream is healthy",
+                Some("destination_unavailable"),
+            ),
+            Self::CircuitOpen => row(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The upstream has failed so often that it is left alone for a while",
+                Some("destination_unavailable"),
+            ),
+            Self::Overloaded => row(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The gateway has as many requests as it may",
+                Some("proxy_internal_response"),
+            ),
+            Self::RateLimited => {
+                row(StatusCode::TOO_MANY_REQUESTS, "Too many requests", Some("http_request_denied"))
+            }
             Self::Tls => {
                 row(StatusCode::BAD_GATEWAY, "The upstream's TLS handshake failed", Some("tls_protocol_error"))
             }
@@ -162,7 +241,7 @@ impl Kind {
                 "The upstream does not take the request",
                 Some("connection_write_timeout"),
             ),
-            Self::AttemptTimeout | Self::RequestTimeout => {
+            Self::AttemptTimeout | Self::RequestTimeout | Self::IdleTimeout => {
                 row(StatusCode::GATEWAY_TIMEOUT, "The upstream did not answer in time", Some("http_response_timeout"))
             }
             Self::Protocol => {
@@ -188,6 +267,67 @@ impl Kind {
         )
     }
 
+    /// The status that the client gets for it.
+    pub fn status(self) -> StatusCode {
+        self.row().status
+    }
+
+    /// When to come back, in seconds, where nothing says better.
+    fn retry_after(self) -> Option<u64> {
+        let temporary = self.is_upstreams() || self.row().status == StatusCode::SERVICE_UNAVAILABLE;
+        temporary.then_some(1)
+    }
+
+    /// The time limit that fired, in the words of the file.
+    pub fn limit(self) -> Option<TimeLimit> {
+        match self {
+            Self::ConnectTimeout => Some(TimeLimit::Connect),
+            Self::PendingTimeout => Some(TimeLimit::Pending),
+            Self::AttemptTimeout => Some(TimeLimit::Attempt),
+            Self::RequestTimeout => Some(TimeLimit::Request),
+            Self::WriteTimeout | Self::ClientStalled | Self::IdleTimeout => Some(TimeLimit::Idle),
+            _ => None,
+        }
+    }
+
+    /// Whether there was no connection to send on.
+    pub fn is_connect(self) -> bool {
+        matches!(
+            self,
+            Self::Dns
+                | Self::ConnectionRefused
+                | Self::Unreachable
+                | Self::IpProhibited
+                | Self::ConnectTimeout
+                | Self::Tls
+                | Self::Certificate
+        )
+    }
+
+    /// Whether the upstream, and not the client or the gateway, is to blame.
+    pub fn is_upstreams(self) -> bool {
+        self.is_connect()
+            || matches!(
+                self,
+                Self::Terminated
+                    | Self::WriteTimeout
+                    | Self::AttemptTimeout
+                    | Self::RequestTimeout
+                    | Self::IdleTimeout
+                    | Self::Protocol
+                    | Self::Upgrade
+            )
+    }
+
+    /// Whether it had no place for the request, or is left alone: another system may have.
+    pub fn is_unavailable(self) -> bool {
+        self.is_connect()
+            || matches!(
+                self,
+                Self::ConnectionLimit | Self::PendingTimeout | Self::NoEndpoint | Self::CircuitOpen | Self::Terminated
+            )
+    }
+
     /// The error type of `Proxy-Status`, for logs and metrics.
     pub fn word(self) -> &'static str {
         self.row().proxy_status.unwrap_or("none")
@@ -197,12 +337,12 @@ impl Kind {
 impl Error {
     /// An error before any upstream was involved.
     pub fn new(kind: Kind) -> Self {
-        Self { kind, upstream: None, sent: false, detail: String::new(), allow: None }
+        Self { kind, upstream: None, sent: false, detail: String::new(), fields: Vec::new(), retry_after: None, earlier: None }
     }
 
     /// An error with an upstream.
     pub fn upstream(kind: Kind, upstream: &Arc<str>, sent: bool, detail: impl fmt::Display) -> Self {
-        Self { kind, upstream: Some(upstream.clone()), sent, detail: detail.to_string(), allow: None }
+        Self { kind, upstream: Some(upstream.clone()), sent, detail: detail.to_string(), fields: Vec::new(), retry_after: None, earlier: None }
     }
 
     /// The response that the client gets.
@@ -222,22 +362,39 @@ impl Error {
         if let Some(upstream) = &self.upstream {
             problem["upstream"] = (**upstream).into();
         }
+        if let Some(limit) = self.kind.limit() {
+            problem["limit"] = limit.word().into();
+        }
+        let retry_after = self.retry_after.or_else(|| self.kind.retry_after());
+        if let Some(seconds) = retry_after {
+            problem["retry_after"] = seconds.into();
+        }
+        if let Some(Earlier { upstream, kind }) = &self.earlier {
+            let row = kind.row();
+            problem["fallback_from"] = serde_json::json!({
+                "upstream": **upstream, "title": row.title, "error": kind.word(),
+            });
+        }
         let mut response = problem_response(row.status, &problem);
         if let Some(error) = row.proxy_status {
-            let status = match &self.upstream {
-                Some(upstream) => format!("gw; error={error}; next-hop={upstream}"),
-                None => format!("gw; error={error}"),
-            };
+            let mut status = format!("gw; error={error}");
+            if let Some(upstream) = &self.upstream {
+                status.push_str("; next-hop=");
+                status.push_str(upstream);
+            }
+            if let Some(limit) = self.kind.limit() {
+                status.push_str("; details=\"the limit `");
+                status.push_str(limit.word());
+                status.push_str("` fired\"");
+            }
             if let Ok(value) = HeaderValue::try_from(status) {
                 response.headers_mut().insert(fields::PROXY_STATUS, value);
             }
         }
-        if row.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
-        if let Some(allow) = &self.allow {
-            response.headers_mut().insert(header::ALLOW, allow.clone());
-        }
+        response.headers_mut().extend(self.fields.iter().map(|(name, value)| (name.clone(), value.clone())));
         response
     }
 }
@@ -275,6 +432,7 @@ mod tests {
         let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
         let expected = serde_json::json!({
             "type": "about:blank", "title": "The upstream refused the connection", "status": 502, "upstream": "orders",
+            "retry_after": 1,
         });
         assert_eq!(body, expected);
     }

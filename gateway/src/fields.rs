@@ -123,6 +123,12 @@ pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-p
 pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// `x-forwarded-prefix`
 pub const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+/// `ratelimit`
+pub const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+/// `ratelimit-policy`
+pub const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+/// `idempotency-key`
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// `x-request-id`
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// `proxy-connection`, which no standard knows and old clients send.

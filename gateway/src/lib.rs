@@ -11,6 +11,7 @@ pub mod http1;
 pub mod inbound;
 pub mod layers;
 pub mod pipeline;
+pub mod resilience;
 pub mod routing;
 pub mod server;
 pub mod snapshot;

@@ -10,11 +10,16 @@ use tower::{Service, ServiceBuilder, layer::layer_fn};
 use crate::{
     context::Request,
     layers::{
+        admit::Admit,
         arm::PickArm,
-        attempt::Attempt,
+        breaker::Break,
         deadline::Deadline,
+        edit::Edit,
+        fallback::Fallback,
         observe::{Observe, Observed},
+        rate_limit::LimitRate,
         recover::Recover,
+        retry::Retry,
         rewrite::Translate,
         route::FindRoute,
         sanitize::Sanitize,
@@ -30,18 +35,28 @@ pub fn pipeline()
         .layer(layer_fn(Observe::new))
         // A bug is a counted 500, not a dropped connection. Below here errors are errors.
         .layer(layer_fn(Recover::new))
+        // Before any work: what the gateway has no room for costs it little.
+        .layer(layer_fn(Admit::new))
         // Router and upstream must see the same path and fields, and only what the client may say.
         .layer(layer_fn(Sanitize::new))
         // One snapshot a request; matches without claims. Answers 405, 410 and 413 itself.
         .layer(layer_fn(FindRoute::new))
         // Covers the wait for a connection and every try; never a tunnel after its 101.
         .layer(layer_fn(Deadline::new))
+        // A cheap shield before what is dear.
+        .layer(layer_fn(LimitRate::new))
         // Who answers must be known before anything depends on it.
         .layer(layer_fn(PickArm::new))
-        // Below the arm, or the monolith would get the service's path.
+        // Whoever answers, the route's edits hold.
+        .layer(layer_fn(Edit::new))
+        // After the retries are spent or the breaker is open: the original request, to the monolith.
+        .layer(layer_fn(Fallback::new))
+        // Inside of the fallback, or the monolith would get the service's path.
         .layer(layer_fn(Translate::new))
-        // The limit of one try.
-        .layer(layer_fn(Attempt::new))
-        // The pool: a connection that died before the request was sent is replaced silently.
+        // Each try on another endpoint, within its own limit; none once a head went on.
+        .layer(layer_fn(Retry::new))
+        // Each try counts; an open breaker is final.
+        .layer(layer_fn(Break::new))
+        // Balance and pool: a connection that died before the request was sent is replaced silently.
         .service(Send)
 }

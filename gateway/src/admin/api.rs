@@ -14,9 +14,11 @@ use serde_json::{Value, json};
 use super::{json, problem, text};
 use crate::{
     config::values::Share,
+    resilience::{breaker::State, millis},
     server::Control,
     snapshot::{Reloaded, Route, Snapshot, explain},
-    telemetry::metrics::{self, Arm},
+    telemetry::metrics::{self, Arm, FALLBACKS},
+    upstream::{Upstream, endpoint::Endpoint},
 };
 
 pub(super) fn metrics(control: &Control) -> Response<Bytes> {
@@ -51,13 +53,44 @@ pub(super) fn status(control: &Control) -> Value {
             "diagnostics": status.refused.map(|report| report.diagnostics),
             "warnings": status.warnings.diagnostics,
         },
-        "upstreams": snapshot.upstreams.iter().map(|upstream| json!({
-            "name": *upstream.name,
-            "url": format!("{}://{}", if upstream.url.tls { "https" } else { "http" }, upstream.url.authority),
-            "connections": upstream.stats.open.load(Relaxed),
-            "connects_failed": upstream.stats.failed.load(Relaxed),
-        })).collect::<Vec<_>>(),
+        "requests": process.requests.load(Relaxed),
+        "upstreams": snapshot.upstreams.iter().map(|upstream| describe_upstream(upstream)).collect::<Vec<_>>(),
         "routes": routes(&snapshot),
+    })
+}
+
+fn describe_upstream(upstream: &Upstream) -> Value {
+    let now = millis(tokio::time::Instant::now());
+    let breaker = upstream.breaker.as_ref().map(|breaker| {
+        let (requests, failures) = breaker.counts(now);
+        let state = breaker.state();
+        let retry_after = match state {
+            State::Open(until) => Some(until.saturating_sub(now)),
+            State::Closed | State::HalfOpen => None,
+        };
+        json!({"state": state.word(), "requests": requests, "failures": failures, "retry_after_ms": retry_after})
+    });
+    let places = upstream.places.map(|limits| {
+        let (in_flight, pending) = upstream.bulkhead.occupancy();
+        json!({"in_flight": in_flight, "max": limits.max, "pending": pending, "max_pending": limits.pending})
+    });
+    let endpoint = |endpoint: &Arc<Endpoint>| {
+        let vitals = &endpoint.vitals;
+        let state = match (vitals.is_up(), vitals.is_ejected(now)) {
+            (false, _) => "unhealthy",
+            (true, true) => "ejected",
+            (true, false) => "healthy",
+        };
+        json!({"address": *endpoint.name, "state": state, "in_flight": vitals.flying()})
+    };
+    json!({
+        "name": *upstream.name,
+        "url": upstream.address(),
+        "connections": upstream.stats.open.load(Relaxed),
+        "connects_failed": upstream.stats.failed.load(Relaxed),
+        "breaker": breaker,
+        "requests": places,
+        "endpoints": upstream.endpoints.load().iter().map(endpoint).collect::<Vec<_>>(),
     })
 }
 
@@ -111,6 +144,9 @@ fn describe(route: &Route, snapshot: &Snapshot) -> Value {
         "share": route.cohort.as_ref().map(|values| Share(values.cohort.share).to_string()),
         "group": route.cohort.as_ref().map(|values| values.cohort.group.to_string()),
         "requests": arms,
+        "retries": route.stats.rare.retries.load(Relaxed),
+        "rate_limited": route.stats.rare.limited.load(Relaxed),
+        "fallbacks": FALLBACKS.into_iter().zip(&route.stats.rare.fallbacks).map(|(reason, count)| (reason.to_owned(), count.load(Relaxed).into())).collect::<serde_json::Map<String, Value>>(),
     })
 }
 

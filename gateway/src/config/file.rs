@@ -9,7 +9,11 @@ use std::{borrow::Cow, collections::BTreeMap};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer};
 
-use super::values::{OrNone, Share, ShortForm, Size, Span, short_or_full, short_or_full_schema};
+use super::{
+    policy::{FallbackConfig, RateLimitConfig, RetryConfig},
+    upstream::UpstreamConfig,
+    values::{OrNone, Share, ShortForm, Size, Span, short_or_full, short_or_full_schema},
+};
 
 /// routes.yaml: who answers what, today.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -37,6 +41,8 @@ pub struct FileConfig {
     pub drain: DrainConfig,
     /// What clients may ask of the gateway's own resources.
     pub clients: ClientsConfig,
+    /// Name servers for `dns:` and `srv:`, as addresses with a port. Default: the system's.
+    pub resolver: Vec<String>,
     /// The systems behind the gateway, by name. `legacy`, the monolith, is required: whatever no route claims is its.
     pub upstreams: BTreeMap<String, UpstreamConfig>,
     /// Policies for every route and for what no route claims. A policy of a route replaces the one here whole.
@@ -58,6 +64,7 @@ impl Default for FileConfig {
             include: Vec::new(),
             drain: DrainConfig::default(),
             clients: ClientsConfig::default(),
+            resolver: Vec::new(),
             upstreams: BTreeMap::new(),
             defaults: DefaultsConfig::default(),
             routes: Vec::new(),
@@ -142,6 +149,8 @@ pub struct ClientsConfig {
     pub max_connections: u32,
     /// Requests at a time on one HTTP/2 connection, at most.
     pub max_streams: u32,
+    /// Requests at a time, of all clients together; those beyond are answered 503 before anything is done for them.
+    pub max_requests: u32,
     /// A request's head, at most; a larger one is answered 431. A head has at most 100 fields.
     #[schemars(extend("default" = "64KiB"))]
     pub max_header: Size,
@@ -161,47 +170,12 @@ impl Default for ClientsConfig {
         Self {
             max_connections: 50_000,
             max_streams: 128,
+            max_requests: 50_000,
             max_header: Size(64 * 1024),
             max_uri: Size(16 * 1024),
             header_timeout: Span::secs(10),
             keep_alive: Span::secs(75),
         }
-    }
-}
-
-/// A system behind the gateway.
-#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
-pub struct UpstreamConfig {
-    /// `http://host:port` or `https://host:port`, without a path. The name that a certificate must have is the host written here.
-    pub url: String,
-    /// A PEM file with the certificate authorities to trust for `https://`, relative to the main file. Default: the system's.
-    pub ca: Option<String>,
-    /// The connections kept to it.
-    #[serde(default)]
-    pub connections: ConnectionsConfig,
-}
-
-/// A pool of connections.
-#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(deny_unknown_fields, default)]
-pub struct ConnectionsConfig {
-    /// How many at most, divided among the workers and rounded up. Requests beyond wait, in bounded number, within their time limit.
-    pub max: u32,
-    /// How long an unused one is kept.
-    #[schemars(extend("default" = "90s"))]
-    pub idle: Span,
-    /// How old one may grow before it is no longer reused.
-    #[schemars(extend("default" = "10m"))]
-    pub max_age: Span,
-    /// How long connecting may take, the name lookup and TLS included.
-    #[schemars(extend("default" = "1s"))]
-    pub connect_timeout: Span,
-}
-
-impl Default for ConnectionsConfig {
-    fn default() -> Self {
-        Self { max: 1024, idle: Span::secs(90), max_age: Span::secs(600), connect_timeout: Span::secs(1) }
     }
 }
 
@@ -211,6 +185,14 @@ impl Default for ConnectionsConfig {
 pub struct DefaultsConfig {
     /// Time limits.
     pub timeout: Option<OrNone<TimeoutConfig>>,
+    /// Retries. Default: one, of what could not be sent or was reset.
+    pub retry: Option<OrNone<RetryConfig>>,
+    /// When the monolith answers in the service's place. Default: when the service is unavailable.
+    pub fallback: Option<OrNone<FallbackConfig>>,
+    /// How much of a request's body is kept so that it can be sent again. Default: `64KiB`.
+    pub replay_body: Option<OrNone<Size>>,
+    /// How many requests are let through. Default: all.
+    pub rate_limit: Option<OrNone<RateLimitConfig>>,
     /// Header edits.
     pub headers: Option<OrNone<HeadersConfig>>,
     /// Protocols that a client may upgrade to. Default: `[websocket]`.
@@ -301,6 +283,14 @@ pub struct RouteConfig {
     pub gone: Option<GoneConfig>,
     /// Time limits.
     pub timeout: Option<OrNone<TimeoutConfig>>,
+    /// Retries. Default: one, of what could not be sent or was reset.
+    pub retry: Option<OrNone<RetryConfig>>,
+    /// When the monolith answers in the service's place. Default: when the service is unavailable.
+    pub fallback: Option<OrNone<FallbackConfig>>,
+    /// How much of a request's body is kept so that it can be sent again. Default: `64KiB`.
+    pub replay_body: Option<OrNone<Size>>,
+    /// How many requests are let through. Default: all.
+    pub rate_limit: Option<OrNone<RateLimitConfig>>,
     /// How the service's requests differ from the client's. The monolith always gets the request as it came.
     pub rewrite: Option<RewriteConfig>,
     /// Header edits.

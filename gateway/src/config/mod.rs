@@ -8,8 +8,10 @@ mod diagnostic;
 pub mod document;
 mod env;
 pub mod file;
+pub mod policy;
 mod source;
 mod tree;
+pub mod upstream;
 pub mod values;
 
 use std::{
@@ -18,11 +20,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use check::{UNROUTED, Url, is_same_listener, parse_date, parse_url, prefix_segments, read_ca};
+pub use check::{UNROUTED, Url, is_same_listener, parse_date, parse_name, parse_url, prefix_segments, read_ca};
 pub use diagnostic::{Diagnostic, Report, Severity};
-pub use file::{FileConfig, RouteConfig, Stage, UpstreamConfig};
+pub use file::{FileConfig, RouteConfig, Stage};
 pub use source::GLOB;
 use source::Sources;
+pub use upstream::UpstreamConfig;
 
 use crate::routing::{path::PathPolicy, table::Rule};
 
@@ -51,6 +54,8 @@ pub struct Config {
     pub paths: PathPolicy,
     /// Whose forwarding headers are believed.
     pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// The name servers asked for `dns:` and `srv:`; the system's where there are none.
+    pub resolver: Vec<SocketAddr>,
 }
 
 impl Config {

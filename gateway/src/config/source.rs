@@ -15,7 +15,8 @@ use serde_path_to_error::Segment;
 use super::{
     diagnostic::{Diagnostic, MOST, Report, Severity},
     env,
-    file::{FileConfig, IncludedConfig, RouteConfig, UpstreamConfig},
+    file::{FileConfig, IncludedConfig, RouteConfig},
+    upstream::UpstreamConfig,
     tree::{Place, Step, Tree, locate},
 };
 

@@ -2,7 +2,9 @@
 
 use std::{cell::RefCell, io::Write as _, time::SystemTime};
 
-use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header, uri::PathAndQuery};
+
+use crate::fields::X_FORWARDED_PREFIX;
 
 /// How the end of a response's body is told to its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,16 +19,42 @@ pub enum Ending {
     Close,
 }
 
+/// How a request's head differs from what the client sent, for the system that gets it.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The target.
+    pub target: Option<PathAndQuery>,
+    /// The host.
+    pub host: Option<HeaderValue>,
+    /// `X-Forwarded-Prefix`.
+    pub prefix: Option<HeaderValue>,
+}
+
 /// Writes a request's head. The target is in origin form already.
-pub fn request_head(out: &mut Vec<u8>, parts: &http::request::Parts) {
+pub fn request_head(out: &mut Vec<u8>, parts: &http::request::Parts, overrides: &Overrides) {
     out.extend_from_slice(parts.method.as_str().as_bytes());
     out.push(b' ');
-    match parts.uri.path_and_query() {
+    match overrides.target.as_ref().or(parts.uri.path_and_query()) {
         Some(target) => out.extend_from_slice(target.as_str().as_bytes()),
         None => out.push(b'*'),
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    fields(out, &parts.headers);
+    let Overrides { host, prefix, .. } = overrides;
+    if host.is_none() && prefix.is_none() {
+        fields(out, &parts.headers);
+    } else {
+        let replaced = [(header::HOST, host), (X_FORWARDED_PREFIX, prefix)];
+        for (name, value) in &parts.headers {
+            if !replaced.iter().any(|(known, value)| value.is_some() && known == name) {
+                field(out, name.as_str().as_bytes(), value);
+            }
+        }
+        for (name, value) in replaced {
+            if let Some(value) = value {
+                field(out, name.as_str().as_bytes(), value);
+            }
+        }
+    }
     out.extend_from_slice(b"\r\n");
 }
 

@@ -52,6 +52,7 @@ where
             result.map_err(|mut error| {
                 if error.upstream.is_none() && matches!(error.kind, Kind::RequestTimeout | Kind::WriteTimeout) {
                     error.upstream = context.upstream().map(|upstream| upstream.name.clone());
+                    // Nobody is asked after this limit, whether the request was sent or not.
                     error.sent = true;
                 }
                 error

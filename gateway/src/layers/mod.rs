@@ -3,12 +3,17 @@
 //! `poll_ready` is always ready: the gateway sheds, it never queues there. Layers don't
 //! import each other; what they share travels in the request's context.
 
+pub mod admit;
 pub mod arm;
-pub mod attempt;
+pub mod breaker;
 pub mod deadline;
+pub mod edit;
+pub mod fallback;
 mod forwarded;
 pub mod observe;
+pub mod rate_limit;
 pub mod recover;
+pub mod retry;
 pub mod rewrite;
 pub mod route;
 pub mod sanitize;

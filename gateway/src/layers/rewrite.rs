@@ -1,17 +1,16 @@
 //! Translates between what the client sees and what the upstream sees, both ways.
 //!
-//! Only services are rewritten for: the monolith always gets the request as it came.
-//! Header edits are the route's, whoever answers.
+//! Only services are rewritten for: the monolith always gets the request as it came. So
+//! what differs is said beside the request, not in it: a fallback sends the original.
 
-use http::{HeaderMap, HeaderValue, Uri, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, header, uri::PathAndQuery};
 use tower::Service;
 
 use super::{Later, always_ready};
 use crate::{
     config::file::HostRewrite,
-    context::{Exchange, Request, Response},
+    context::{Exchange, Leg, Response},
     error::{Error, Kind},
-    fields,
     routing::path,
     snapshot::Rewrite,
     upstream::rewrite::View,
@@ -24,15 +23,15 @@ pub struct Translate<S> {
 }
 
 impl<S> Translate<S> {
-    /// Around what sends.
+    /// Around what sends to one upstream.
     pub fn new(inner: S) -> Self {
         Self { inner }
     }
 }
 
-impl<S> Service<Request> for Translate<S>
+impl<S> Service<Leg> for Translate<S>
 where
-    S: Service<Request, Response = Response, Error = Error>,
+    S: Service<std::rc::Rc<Leg>, Response = Response, Error = Error>,
     S::Future: 'static,
 {
     type Response = Response;
@@ -41,13 +40,13 @@ where
 
     always_ready!();
 
-    fn call(&mut self, mut request: Request) -> Later {
-        let context = request.context.clone();
-        let translated = translate_request(&mut request);
-        let future = translated.map(|()| self.inner.call(request));
+    fn call(&mut self, mut leg: Leg) -> Later {
+        let context = leg.context.clone();
+        let translated = translate_request(&mut leg);
+        let future = translated.map(|()| self.inner.call(std::rc::Rc::new(leg)));
         Box::pin(async move {
             let mut response = future?.await?;
-            translate_response(response.headers_mut(), &context);
+            disguise(response.headers_mut(), &context);
             Ok(response)
         })
     }
@@ -59,29 +58,24 @@ fn rewrite(context: &Exchange) -> Option<&Rewrite> {
     context.route().rewrite.as_ref().filter(|_| !is_monolith)
 }
 
-fn translate_request(request: &mut Request) -> Result<(), Error> {
-    let Request { http, context } = request;
+fn translate_request(leg: &mut Leg) -> Result<(), Error> {
+    let Leg { context, way, .. } = leg;
     if let Some(rewrite) = rewrite(context) {
-        if let Some(prefix) = &rewrite.prefix_header {
-            strip_prefix(http, rewrite, context).map_err(Error::new)?;
-            http.headers_mut().insert(fields::X_FORWARDED_PREFIX, prefix.clone());
+        if rewrite.prefix_text.is_some() {
+            way.overrides.target = Some(strip_prefix(rewrite, context).map_err(Error::new)?);
+            way.overrides.prefix.clone_from(&rewrite.prefix_header);
         }
-        if let (HostRewrite::Upstream, Some(upstream)) = (rewrite.host, context.upstream()) {
-            http.headers_mut().insert(header::HOST, upstream.authority.clone());
-        }
+        way.own_host = rewrite.host == HostRewrite::Upstream;
     }
     // An HTTP/1.0 client need not name a host; HTTP/1.1 must (RFC 9112 §3.2).
-    if context.host.get().is_some_and(HeaderValue::is_empty)
-        && let Some(upstream) = context.upstream()
-    {
-        http.headers_mut().insert(header::HOST, upstream.authority.clone());
+    if context.host.get().is_some_and(HeaderValue::is_empty) {
+        way.own_host = true;
     }
-    context.route().edit_request.apply(http.headers_mut());
     Ok(())
 }
 
-fn strip_prefix<B>(request: &mut http::Request<B>, rewrite: &Rewrite, context: &Exchange) -> Result<(), Kind> {
-    let uri = request.uri();
+fn strip_prefix(rewrite: &Rewrite, context: &Exchange) -> Result<PathAndQuery, Kind> {
+    let uri = &context.parts.get().ok_or(Kind::Internal)?.uri;
     let Some(rest) = path::strip_prefix(uri.path(), &rewrite.prefix, context.snapshot().paths) else {
         // The route matched, so only an encoded separator can hide the prefix.
         return Err(Kind::BadRequest(
@@ -92,13 +86,7 @@ fn strip_prefix<B>(request: &mut http::Request<B>, rewrite: &Rewrite, context: &
         Some(query) => PathAndQuery::try_from(format!("{rest}?{query}")),
         None => PathAndQuery::try_from(rest),
     };
-    *request.uri_mut() = Uri::from(target.map_err(|_| Kind::BadRequest("malformed request target"))?);
-    Ok(())
-}
-
-fn translate_response(headers: &mut HeaderMap, context: &Exchange) {
-    disguise(headers, context);
-    context.route().edit_response.apply(headers);
+    target.map_err(|_| Kind::BadRequest("malformed request target"))
 }
 
 fn view(context: &Exchange) -> Option<View<'_>> {

@@ -96,7 +96,8 @@ fn refused(route: &Route, methods: &[&str]) -> Error {
         route.name,
         route.stage.word()
     );
-    Error { detail, allow: HeaderValue::try_from(methods.join(", ")).ok(), ..Error::new(Kind::NotAllowed) }
+    let allow = HeaderValue::try_from(methods.join(", ")).ok().map(|methods| (http::header::ALLOW, methods));
+    Error { detail, fields: allow.into_iter().collect(), ..Error::new(Kind::NotAllowed) }
 }
 
 fn gone(route: &Route) -> Response {

@@ -1,79 +1,55 @@
-//! The innermost service: sends to the upstream that the arm chose, and streams back.
+//! The innermost service: sends to one upstream, and streams back.
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use http_body::Body as _;
+use std::rc::Rc;
+
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tower::Service;
 
 use super::{Later, always_ready};
 use crate::{
     body::ResponseBody,
-    context::{Request, Response},
+    context::{Leg, Response},
     error::{Error, Kind},
     http1::head::ResponseHead,
-    upstream::{download::UpstreamBody, pool::Lease, tunnel::Tunnel, upload::RequestBody},
+    upstream::{download::UpstreamBody, pool::Lease, tunnel::Tunnel},
 };
 
 /// The service.
 #[derive(Clone, Copy, Debug)]
 pub struct Send;
 
-impl Service<Request> for Send {
+impl Service<Rc<Leg>> for Send {
     type Response = Response;
     type Error = Error;
     type Future = Later;
 
     always_ready!();
 
-    fn call(&mut self, request: Request) -> Later {
-        Box::pin(send(request))
+    fn call(&mut self, leg: Rc<Leg>) -> Later {
+        Box::pin(send(leg))
     }
 }
 
-async fn send(request: Request) -> Result<Response, Error> {
-    let Request { mut http, context } = request;
-    let pool = context.upstream.get().and_then(|index| context.local.pools.get(index)).cloned();
-    let pool = pool.ok_or_else(|| Error::new(Kind::Internal))?;
-    // Nothing but a WebSocket that the route allows is ever upgraded.
-    let upgrade = context.upgrade.get() && context.route().websocket;
-    if upgrade {
-        http.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        http.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    }
-    let chunked = frame(&mut http);
-    let idle = context.route().limits.idle;
+async fn send(leg: Rc<Leg>) -> Result<Response, Error> {
+    let context = &leg.context;
+    let pool = context.local.pools.get(leg.upstream).ok_or_else(|| Error::new(Kind::Internal))?;
+    let parts = context.parts.get().ok_or_else(|| Error::new(Kind::Internal))?;
+    let body = context.home.get().and_then(|home| home.take());
     let interim = |status: StatusCode, headers: &HeaderMap| {
         if let Some(inbound) = &context.inbound {
             inbound.interim(status, headers);
         }
     };
-    let (head, lease) = pool.send(*http, chunked, !context.overridden.get(), idle, interim).await?;
+    let (head, lease) = pool.send(parts, body, context.upload.clone(), &leg.way, interim).await?;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return switch(head, lease, upgrade);
+        return switch(head, lease, context.upgrade.get() && context.route().websocket);
     }
-    let mut response = http::Response::new(ResponseBody::Upstream(Box::new(UpstreamBody::new(
-        lease,
-        context.worker.timer.clone(),
-        idle,
-    ))));
+    let timer = context.worker.timer.clone();
+    let body = UpstreamBody::new(lease, timer, leg.way.idle);
+    let mut response = http::Response::new(ResponseBody::Upstream(Box::new(body)));
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
     Ok(response)
-}
-
-/// Says how the body ends where it has no length, and that there is none where one is expected. Whether it is chunked.
-fn frame(request: &mut http::Request<RequestBody>) -> bool {
-    if !request.body().upload().is_empty() {
-        if request.body().size_hint().exact().is_some() {
-            return false;
-        }
-        request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        return true;
-    }
-    let expects_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-    if expects_body && !request.headers().contains_key(header::CONTENT_LENGTH) {
-        request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-    }
-    false
 }
 
 /// Joins the two connections after a 101 that answers what was asked; refuses any other.

@@ -7,10 +7,10 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName};
 use twox_hash::XxHash3_64;
 
-use super::predicate::has_header;
+use super::{key::cookies, predicate::has_header};
 
 /// How many buckets there are: a share has steps of 0.01 %.
 pub const BUCKETS: u16 = 10_000;
@@ -200,14 +200,6 @@ impl Cohort {
         }
         fixed(false, Why::NoKey)
     }
-}
-
-/// The values of a cookie. As bytes: browsers send cookies that are no ASCII, and one must not hide the others.
-fn cookies<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &'h [u8]> {
-    let lines = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
-    lines
-        .flat_map(|line| line.split(|byte| *byte == b';'))
-        .filter_map(move |pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! what else a rule asks for, `cohort` picks the arm inside a canary.
 
 pub mod cohort;
+pub mod key;
 #[cfg(any(test, fuzzing))]
 pub mod naive;
 pub mod path;

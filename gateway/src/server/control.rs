@@ -19,6 +19,7 @@ use tokio::{
 
 use super::{
     acceptor::{self, Command, bind},
+    sentry,
     watch::Watch,
     worker::{self, Phase},
 };
@@ -137,6 +138,7 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
         acceptor: acceptor.clone(),
         admin,
     });
+    tokio::task::spawn_local(sentry::watch(store.clone()));
     tokio::task::spawn_local(Admin::new(control.clone()).serve(admin_listener, health, commands));
     for warning in &store.status().warnings.diagnostics {
         tracing::warn!("{warning}");

@@ -10,6 +10,7 @@ mod connection;
 mod control;
 mod http1;
 mod io;
+mod sentry;
 mod watch;
 mod worker;
 

@@ -2,9 +2,12 @@
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use super::{ClientLimits, CohortValues, Drain, Edits, Limits, Listeners, Registry, Rewrite, Route, Snapshot};
+use super::{
+    ClientLimits, CohortValues, Drain, Edits, Fallback, Limits, Listeners, RateLimit, Registry, Retry, Rewrite, Route,
+    Snapshot,
+};
 use crate::{
     config::{
         Config, RouteConfig, Stage, UNROUTED,
@@ -13,11 +16,16 @@ use crate::{
             RewriteConfig, TimeoutConfig, Upgrade,
         },
         parse_date, prefix_segments,
+        policy::{
+            FallbackConfig, FallbackOn, Idempotency, IdempotencyKey, Per, RateLimitConfig, RetryConfig, RetryOn,
+        },
         values::{OrNone, Size},
     },
-    fields::BAGGAGE_MEMBER,
+    fields::{BAGGAGE_MEMBER, X_FORWARDED_PREFIX},
+    resilience::{gcra::Quota, learned::Learned},
     routing::{
         cohort::{self, Cohort, Traits},
+        key::Key,
         path::PathPolicy,
         table::Table,
     },
@@ -50,10 +58,21 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
             limits: limits(route.timeout.as_ref().or(defaults.timeout.as_ref())),
             websocket: websocket(route.upgrades.as_ref().or(defaults.upgrades.as_ref())),
             max_body: max_body(route.max_body.as_ref().or(defaults.max_body.as_ref())),
+            retry: retry(route.retry.as_ref().or(defaults.retry.as_ref())),
+            replay_body: replay_body(route.replay_body.as_ref().or(defaults.replay_body.as_ref())),
+            rate_limit: rate_limit(name, route.rate_limit.as_ref().or(defaults.rate_limit.as_ref()), registry)?,
             ..bare(name, legacy, registry)
         };
+        if matches!(route.stage, Stage::Canary | Stage::Migrated) {
+            let config = route.fallback.as_ref().or(defaults.fallback.as_ref());
+            compiled.fallback = fallback(config, || registry.learned(name, route.upstream.as_deref()));
+        }
         headers(&mut compiled, route.headers.as_ref().or(defaults.headers.as_ref()))?;
         compiled.rewrite = route.rewrite.as_ref().map(|rewrite| self::rewrite(rewrite, config.paths)).transpose()?;
+        if let Some(rewrite) = compiled.rewrite.as_mut().filter(|_| compiled.edit_request.name(&X_FORWARDED_PREFIX)) {
+            // What the route says of the field stands.
+            rewrite.prefix_header = None;
+        }
         if route.stage == Stage::Canary {
             let canary = route.canary.as_ref().ok_or("stage `canary` without a `canary:`")?;
             compiled.cohort = Some(cohort(canary, route)?);
@@ -65,6 +84,9 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
         limits: limits(defaults.timeout.as_ref()),
         websocket: websocket(defaults.upgrades.as_ref()),
         max_body: max_body(defaults.max_body.as_ref()),
+        retry: retry(defaults.retry.as_ref()),
+        replay_body: replay_body(defaults.replay_body.as_ref()),
+        rate_limit: rate_limit(UNROUTED, defaults.rate_limit.as_ref(), registry)?,
         ..bare(UNROUTED, legacy, registry)
     };
     headers(&mut unrouted, defaults.headers.as_ref())?;
@@ -83,6 +105,7 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
         drain: Drain { delay: config.file.drain.delay.0, limit: config.file.drain.limit.0 },
         clients: client_limits(&config.file.clients),
         listeners,
+        resolver: config.resolver.clone(),
         admin_token: (!config.file.admin.token.is_empty()).then(|| config.file.admin.token.as_str().into()),
     })
 }
@@ -92,6 +115,7 @@ fn client_limits(config: &ClientsConfig) -> ClientLimits {
     ClientLimits {
         max_connections: i64::from(config.max_connections),
         max_streams: config.max_streams,
+        max_requests: i64::from(config.max_requests),
         max_header: size(config.max_header),
         max_uri: size(config.max_uri),
         header_timeout: config.header_timeout.0,
@@ -109,6 +133,10 @@ fn bare(name: &str, legacy: usize, registry: &mut Registry) -> Route {
         baseline: legacy,
         cohort: None,
         limits: limits(None),
+        retry: retry(None),
+        fallback: None,
+        replay_body: replay_body(None),
+        rate_limit: None,
         rewrite: None,
         edit_request: Edits::default(),
         edit_response: Edits::default(),
@@ -127,6 +155,80 @@ fn limits(config: Option<&OrNone<TimeoutConfig>>) -> Limits {
         Some(OrNone::Some(config)) => config,
     };
     Limits { request: config.request.limit(), attempt: config.attempt.limit(), idle: config.idle.limit() }
+}
+
+/// Where nothing is said, only what the upstream has not answered is tried again.
+fn retry(config: Option<&OrNone<RetryConfig>>) -> Option<Retry> {
+    let default = RetryConfig { when: vec![RetryOn::Connect, RetryOn::Reset], ..RetryConfig::default() };
+    let config = match config {
+        None => &default,
+        Some(OrNone::None) => return None,
+        Some(OrNone::Some(config)) => config,
+    };
+    let status = |on: &RetryOn| match on {
+        RetryOn::Status(status) => StatusCode::from_u16(*status).ok(),
+        RetryOn::Connect | RetryOn::Reset => None,
+    };
+    Some(Retry {
+        retries: config.retries,
+        connect: config.when.contains(&RetryOn::Connect),
+        reset: config.when.contains(&RetryOn::Reset),
+        statuses: config.when.iter().filter_map(status).collect(),
+        base: config.backoff.base.0,
+        max: config.backoff.max.0,
+        budget: config.budget.0,
+        keys_honoured: config.idempotency_key == IdempotencyKey::Honoured,
+    })
+}
+
+fn fallback(config: Option<&OrNone<FallbackConfig>>, learned: impl FnOnce() -> Arc<Learned>) -> Option<Fallback> {
+    let default = FallbackConfig::default();
+    let config = match config {
+        None => &default,
+        Some(OrNone::None) => return None,
+        Some(OrNone::Some(config)) => config,
+    };
+    let on = |on| config.when.contains(&on);
+    Some(Fallback {
+        unavailable: on(FallbackOn::Unavailable),
+        server_error: on(FallbackOn::ServerError),
+        not_found: on(FallbackOn::NotFound),
+        not_implemented: on(FallbackOn::NotImplemented),
+        keys_shared: config.idempotency == Idempotency::Shared,
+        learned: learned(),
+    })
+}
+
+fn replay_body(config: Option<&OrNone<Size>>) -> usize {
+    match config {
+        None => 64 * 1024,
+        Some(OrNone::None) => 0,
+        Some(OrNone::Some(size)) => usize::try_from(size.0).unwrap_or(usize::MAX),
+    }
+}
+
+fn rate_limit(
+    route: &str,
+    config: Option<&OrNone<RateLimitConfig>>,
+    registry: &mut Registry,
+) -> Result<Option<RateLimit>, String> {
+    let Some(config) = config.and_then(OrNone::as_option) else { return Ok(None) };
+    let burst = config.burst.unwrap_or(config.limit.count);
+    let quota = Quota::new(config.limit.count, config.limit.seconds, burst);
+    let per = match &config.per {
+        Per::Ip => Some(Key::Ip),
+        Per::Header(header) => Some(Key::Header(name(header)?)),
+        Per::Cookie(cookie) => Some(Key::Cookie(cookie.as_str().into())),
+        Per::Route => None,
+    };
+    let label = format!("\"{}\"", config.per);
+    Ok(Some(RateLimit {
+        policy: value(&format!("{label};q={};w={}", quota.burst, quota.window()))?,
+        name: label.into(),
+        begin: registry.begin,
+        limiter: registry.limiter(route, &config.per, quota),
+        per,
+    }))
 }
 
 fn websocket(config: Option<&OrNone<Vec<Upgrade>>>) -> bool {

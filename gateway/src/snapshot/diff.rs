@@ -77,7 +77,7 @@ pub fn diff(old: &Snapshot, new: &Snapshot) -> Difference {
     }
     let url = |snapshot: &Snapshot, name: &str| {
         let found = snapshot.upstreams.iter().find(|upstream| &*upstream.name == name)?;
-        Some(format!("{}://{}", if found.url.tls { "https" } else { "http" }, found.url.authority))
+        Some(found.address())
     };
     let upstreams = old
         .upstreams

@@ -164,7 +164,7 @@ pub fn explain(snapshot: &Snapshot, method: &Method, url: &Uri, mut headers: Hea
             target = rest.to_owned();
         }
         if rewrite.host == HostRewrite::Upstream {
-            upstream.url.authority.clone_into(&mut host);
+            upstream.url().authority.clone_into(&mut host);
         }
     }
     let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -258,6 +258,29 @@ fn policies(route: &Route) -> Vec<String> {
     }
     if route.max_body != u64::MAX {
         all.push(format!("max_body: {} bytes", route.max_body));
+    }
+    if let Some(retry) = &route.retry {
+        let words = [(retry.connect, "connect"), (retry.reset, "reset")];
+        let mut when: Vec<String> = words.into_iter().filter(|(is, _)| *is).map(|(_, word)| word.to_owned()).collect();
+        when.extend(retry.statuses.iter().map(|status| status.as_u16().to_string()));
+        all.push(format!("retry: {} on {}, budget {}", retry.retries, when.join(", "), Share(retry.budget)));
+    } else {
+        all.push("retry: none".to_owned());
+    }
+    if let Some(fallback) = &route.fallback {
+        let words = [
+            (fallback.unavailable, "unavailable"),
+            (fallback.server_error, "5xx"),
+            (fallback.not_found, "404"),
+            (fallback.not_implemented, "501"),
+        ];
+        let when: Vec<&str> = words.into_iter().filter(|(is, _)| *is).map(|(_, word)| word).collect();
+        all.push(format!("fallback: when {}", when.join(", ")));
+    } else if route.stage.uses_service() {
+        all.push("fallback: none".to_owned());
+    }
+    if let Some(limit) = &route.rate_limit {
+        all.push(format!("rate_limit: {}", limit.policy.to_str().unwrap_or_default()));
     }
     all.push(format!("upgrades: {}", if route.websocket { "websocket" } else { "none" }));
     all

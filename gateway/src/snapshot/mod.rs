@@ -15,8 +15,9 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use ipnet::IpNet;
+use tokio::time::Instant;
 
 pub use self::{
     compile::compile,
@@ -24,7 +25,8 @@ pub use self::{
 };
 use crate::{
     config::{Stage, file::HostRewrite},
-    routing::{cohort::Cohort, path::PathPolicy, table::Table},
+    resilience::{gcra::Limiter, learned::Learned},
+    routing::{cohort::Cohort, key::Key, path::PathPolicy, table::Table},
     telemetry::metrics::RouteStats,
     upstream::{Upstream, rewrite::Addresses},
 };
@@ -56,6 +58,8 @@ pub struct Snapshot {
     pub clients: ClientLimits,
     /// The listeners.
     pub listeners: Listeners,
+    /// The name servers asked for `dns:` and `srv:`; the system's where there are none.
+    pub resolver: Vec<SocketAddr>,
     /// The token of the admin listener.
     pub admin_token: Option<Box<str>>,
 }
@@ -87,6 +91,8 @@ pub struct ClientLimits {
     pub max_connections: i64,
     /// Requests at a time on one HTTP/2 connection.
     pub max_streams: u32,
+    /// Requests at a time, of all clients together.
+    pub max_requests: i64,
     /// The bytes of a request's head.
     pub max_header: usize,
     /// The bytes of a request's target.
@@ -133,6 +139,14 @@ pub struct Route {
     pub cohort: Option<CohortValues>,
     /// Its time limits.
     pub limits: Limits,
+    /// What is tried again.
+    pub retry: Option<Retry>,
+    /// When the monolith answers in the service's place.
+    pub fallback: Option<Fallback>,
+    /// How much of a body is kept so that it can be sent again.
+    pub replay_body: usize,
+    /// How many requests are let through.
+    pub rate_limit: Option<RateLimit>,
     /// How the service's requests differ.
     pub rewrite: Option<Rewrite>,
     /// Edits of the request's fields.
@@ -171,6 +185,59 @@ pub struct Limits {
     pub idle: Option<Duration>,
 }
 
+/// What is tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// Tries beside the first.
+    pub retries: u32,
+    /// Where there was no connection.
+    pub connect: bool,
+    /// Where it broke before a response.
+    pub reset: bool,
+    /// Statuses.
+    pub statuses: Vec<StatusCode>,
+    /// The longest first pause.
+    pub base: Duration,
+    /// The longest pause.
+    pub max: Duration,
+    /// The share of an upstream's requests that may be retries, of 10,000.
+    pub budget: u16,
+    /// Whether `Idempotency-Key` makes a request idempotent.
+    pub keys_honoured: bool,
+}
+
+/// When the monolith answers in the service's place.
+#[derive(Debug)]
+pub struct Fallback {
+    /// Where the request was never sent.
+    pub unavailable: bool,
+    /// Where the service failed.
+    pub server_error: bool,
+    /// Where it does not have this.
+    pub not_found: bool,
+    /// Where it cannot do this.
+    pub not_implemented: bool,
+    /// Whether both systems know each other's idempotency keys.
+    pub keys_shared: bool,
+    /// What the service was seen not to have.
+    pub learned: Arc<Learned>,
+}
+
+/// How many requests are let through.
+#[derive(Debug)]
+pub struct RateLimit {
+    /// What is counted; all requests together where there is nothing.
+    pub per: Option<Key>,
+    /// Since when its time is counted.
+    pub begin: Instant,
+    /// Who has used how much.
+    pub limiter: Arc<Limiter>,
+    /// The policy's name, quoted.
+    pub name: Box<str>,
+    /// `RateLimit-Policy`.
+    pub policy: HeaderValue,
+}
+
 /// How a service's requests differ from the client's.
 #[derive(Debug)]
 pub struct Rewrite {
@@ -196,6 +263,17 @@ pub struct Edits {
 }
 
 impl Edits {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
+
+    /// Whether they say something about a field.
+    pub fn name(&self, name: &HeaderName) -> bool {
+        let pairs = self.set.iter().chain(&self.add).map(|(name, _)| name);
+        self.remove.iter().chain(pairs).any(|known| known == name)
+    }
+
     /// Applies them.
     pub fn apply(&self, headers: &mut HeaderMap) {
         for name in &self.remove {

@@ -16,11 +16,16 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{Route, Snapshot, compile};
 use crate::{
-    config::{self, Report, UpstreamConfig},
-    telemetry::metrics::{ProcessStats, RouteStats, Source, UpstreamStats},
+    config::{self, Report, UpstreamConfig, policy::Per},
+    resilience::{
+        gcra::{Limiter, Quota},
+        learned::Learned,
+    },
+    telemetry::metrics::{ProcessStats, RouteStats, Source, UpstreamNow, UpstreamStats},
     upstream::Upstream,
 };
 
@@ -32,6 +37,12 @@ pub struct Registry {
     workers: usize,
     stats: HashMap<Arc<str>, Arc<RouteStats>>,
     upstreams: HashMap<Arc<str>, Known>,
+    /// What each route's rate limit has counted, with what it is about.
+    limiters: HashMap<Arc<str>, (Per, Arc<Limiter>)>,
+    /// What each route's service was seen not to have.
+    learned: HashMap<Arc<str>, (Option<String>, Arc<Learned>)>,
+    /// Since when rate limits count their time.
+    pub(super) begin: Instant,
     /// Our own listeners: no upstream may resolve to them.
     own: Arc<ArcSwap<Vec<SocketAddr>>>,
 }
@@ -46,7 +57,15 @@ struct Known {
 impl Registry {
     /// An empty registry.
     pub fn new(workers: usize) -> Self {
-        Self { workers, stats: HashMap::new(), upstreams: HashMap::new(), own: Arc::default() }
+        Self {
+            workers,
+            stats: HashMap::new(),
+            upstreams: HashMap::new(),
+            limiters: HashMap::new(),
+            learned: HashMap::new(),
+            begin: Instant::now(),
+            own: Arc::default(),
+        }
     }
 
     pub(super) fn stats(&mut self, name: &str) -> Arc<RouteStats> {
@@ -56,6 +75,29 @@ impl Registry {
         let stats = Arc::new(RouteStats::new(self.workers));
         self.stats.insert(name.into(), stats.clone());
         stats
+    }
+
+    pub(super) fn limiter(&mut self, route: &str, per: &Per, quota: Quota) -> Arc<Limiter> {
+        if let Some((known, limiter)) = self.limiters.get(route)
+            && known == per
+            && limiter.quota() == quota
+        {
+            return limiter.clone();
+        }
+        let limiter = Arc::new(Limiter::new(quota, *per != Per::Route));
+        self.limiters.insert(route.into(), (per.clone(), limiter.clone()));
+        limiter
+    }
+
+    pub(super) fn learned(&mut self, route: &str, service: Option<&str>) -> Arc<Learned> {
+        if let Some((known, learned)) = self.learned.get(route)
+            && known.as_deref() == service
+        {
+            return learned.clone();
+        }
+        let learned = Arc::<Learned>::default();
+        self.learned.insert(route.into(), (service.map(str::to_owned), learned.clone()));
+        learned
     }
 
     pub(super) fn upstream(
@@ -76,9 +118,9 @@ impl Registry {
         {
             return Ok(known.upstream.clone());
         }
-        // Its counts go on under its name, whatever else changes.
-        let stats = self.upstreams.get(name).map(|known| known.upstream.stats.clone()).unwrap_or_default();
-        let upstream = Arc::new(Upstream::new(name, config, folder, self.workers, stats, self.own.clone())?);
+        // What it has counted and learned goes on under its name, as far as it is still about the same.
+        let before = self.upstreams.get(name).map(|known| &*known.upstream);
+        let upstream = Arc::new(Upstream::new(name, config, folder, self.workers, before, self.own.clone())?);
         let known = Known { config: config.clone(), ca, upstream: upstream.clone() };
         self.upstreams.insert(name.into(), known);
         Ok(upstream)
@@ -98,6 +140,8 @@ impl Registry {
     pub(super) fn retain(&mut self, upstream: impl Fn(&Arc<Upstream>) -> bool, routes: &HashSet<&str>) {
         self.upstreams.retain(|_, known| upstream(&known.upstream));
         self.stats.retain(|name, _| routes.contains(&**name));
+        self.limiters.retain(|name, _| routes.contains(&**name));
+        self.learned.retain(|name, _| routes.contains(&**name));
     }
 }
 
@@ -136,6 +180,8 @@ pub struct Store {
     pub process: Arc<ProcessStats>,
     /// How many workers there are.
     pub workers: usize,
+    /// Told when another snapshot runs.
+    pub changed: Notify,
 }
 
 impl fmt::Debug for Store {
@@ -175,6 +221,7 @@ impl Store {
             status: Mutex::new(status),
             process,
             workers,
+            changed: Notify::new(),
         })
     }
 
@@ -232,6 +279,7 @@ impl Store {
         self.current.store(Arc::new(snapshot));
         self.generation.store(generation, Ordering::Release);
         commit();
+        self.changed.notify_one();
         self.process.reloads.fetch_add(1, Ordering::Relaxed);
         self.accept(config);
         drop(kept);
@@ -274,9 +322,9 @@ impl Source for Store {
         }
     }
 
-    fn upstreams(&self, visit: &mut dyn FnMut(&str, &UpstreamStats)) {
+    fn upstreams(&self, visit: &mut dyn FnMut(&str, &UpstreamStats, UpstreamNow)) {
         for upstream in &self.current.load().upstreams {
-            visit(&upstream.name, &upstream.stats);
+            visit(&upstream.name, &upstream.stats, upstream.now());
         }
     }
 

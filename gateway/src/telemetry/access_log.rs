@@ -66,6 +66,12 @@ pub struct Line<'a> {
     pub bytes_out: u64,
     /// Whether the client had all of it.
     pub complete: bool,
+    /// Tries at upstreams.
+    pub attempts: u32,
+    /// The service in whose place the monolith answered, and why.
+    pub fallback: Option<(&'a str, &'static str)>,
+    /// The time limit that fired.
+    pub limit: Option<&'static str>,
     /// What went wrong, in words of RFC 9209.
     pub error: Option<&'static str>,
     /// More about that.
@@ -106,6 +112,18 @@ impl Line<'_> {
         number(out, b",\"bytes_in\":", self.bytes_in);
         number(out, b",\"bytes_out\":", self.bytes_out);
         out.extend_from_slice(if self.complete { b",\"complete\":true" } else { b",\"complete\":false" });
+        if self.attempts > 1 {
+            number(out, b",\"attempts\":", self.attempts.into());
+        }
+        if let Some((service, reason)) = self.fallback {
+            text(out, b",\"fallback_from\":", service.as_bytes());
+            word(out, b",\"fallback\":\"", reason);
+            out.push(b'"');
+        }
+        if let Some(limit) = self.limit {
+            word(out, b",\"limit\":\"", limit);
+            out.push(b'"');
+        }
         if let Some(error) = self.error {
             text(out, b",\"error\":", error.as_bytes());
         }
@@ -272,6 +290,9 @@ mod tests {
             bytes_in: 0,
             bytes_out: u64::MAX,
             complete: true,
+            attempts: 2,
+            fallback: Some(("orders", "unavailable")),
+            limit: Some("attempt"),
             error: None,
             detail: "",
         };
@@ -284,6 +305,7 @@ mod tests {
             "route": "orders", "stage": "canary", "arm": "service", "why": "hash", "bucket": 17,
             "upstream": "orders", "duration_ms": 1234.567, "head_ms": 0.042, "bytes_in": 0,
             "bytes_out": u64::MAX, "complete": true,
+            "attempts": 2, "fallback_from": "orders", "fallback": "unavailable", "limit": "attempt",
         });
         assert_eq!(read, expected);
         assert_eq!(out.last(), Some(&b'\n'));

@@ -73,6 +73,29 @@ fn bump(counter: &AtomicU64, by: u64) {
 /// What is counted of one route. Lives on across reloads, by the route's name.
 pub struct RouteStats {
     shards: Box<[[ArmShard; 3]]>,
+    /// What is rare, and counted where it happens.
+    pub rare: RareStats,
+}
+
+/// Why the monolith answered in the service's place.
+pub const FALLBACKS: [&str; 5] = ["unavailable", "5xx", "404", "501", "learned"];
+
+/// The time limits, in the order of their counters.
+const LIMITS: [&str; 5] = ["connect", "pending", "attempt", "request", "idle"];
+
+/// What happens to few of a route's requests.
+#[derive(Debug, Default)]
+pub struct RareStats {
+    /// Tries beside the first.
+    pub retries: AtomicU64,
+    /// Tries that the budget did not allow.
+    pub unaffordable: AtomicU64,
+    /// Answers of the monolith in the service's place, by reason.
+    pub fallbacks: [AtomicU64; 5],
+    /// Time limits that fired.
+    pub timeouts: [AtomicU64; 5],
+    /// Requests beyond the rate limit.
+    pub limited: AtomicU64,
 }
 
 impl fmt::Debug for RouteStats {
@@ -98,7 +121,7 @@ pub struct ArmTotals {
 impl RouteStats {
     /// Counters for so many workers.
     pub fn new(workers: usize) -> Self {
-        Self { shards: (0..workers).map(|_| <[ArmShard; 3]>::default()).collect() }
+        Self { shards: (0..workers).map(|_| <[ArmShard; 3]>::default()).collect(), rare: RareStats::default() }
     }
 
     /// A request has its arm.
@@ -163,6 +186,25 @@ pub struct UpstreamStats {
     pub failed: AtomicU64,
     /// Requests sent on a connection that had served another.
     pub reused: AtomicU64,
+    /// Requests that found no place, or whose turn did not come in time.
+    pub shed: AtomicU64,
+    /// Tries that the breaker refused.
+    pub refused: AtomicU64,
+    /// How often the breaker opened.
+    pub opened: AtomicU64,
+    /// Endpoints ejected.
+    pub ejections: AtomicU64,
+}
+
+/// How an upstream does at the moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UpstreamNow {
+    /// The breaker's state, if it has one.
+    pub breaker: Option<&'static str>,
+    /// Endpoints: all, those that checks call out, and those ejected.
+    pub endpoints: (usize, usize, usize),
+    /// Requests in flight and waiting, where they are limited.
+    pub occupancy: Option<(u64, u64)>,
 }
 
 /// What is counted of the process.
@@ -170,6 +212,10 @@ pub struct UpstreamStats {
 pub struct ProcessStats {
     /// Tells this process from every other gateway.
     pub id: u32,
+    /// Requests in flight.
+    pub requests: AtomicI64,
+    /// Requests refused since there were too many.
+    pub shed: AtomicU64,
     /// Clients connected.
     pub clients: AtomicI64,
     /// Connections accepted.
@@ -197,7 +243,7 @@ pub trait Source: Send + Sync + 'static {
     /// Calls back for each route.
     fn routes(&self, visit: &mut dyn FnMut(&str, &RouteStats));
     /// Calls back for each upstream.
-    fn upstreams(&self, visit: &mut dyn FnMut(&str, &UpstreamStats));
+    fn upstreams(&self, visit: &mut dyn FnMut(&str, &UpstreamStats, UpstreamNow));
     /// The process's own.
     fn process(&self) -> &ProcessStats;
 }
@@ -276,54 +322,134 @@ impl Collector for All {
             });
         }
         result?;
+        self.encode_rare(&mut encoder)?;
         self.encode_upstreams(&mut encoder)?;
         self.encode_process(&mut encoder)
     }
 }
 
 impl All {
-    fn encode_upstreams(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut result = Ok(());
-        {
-            let mut metric =
-                encoder.encode_descriptor("upstream_connections", "Connections open", None, MetricType::Gauge)?;
-            self.0.upstreams(&mut |name, stats| {
-                if result.is_ok() {
-                    result = metric
-                        .encode_family(&[("upstream", name)])
-                        .and_then(|mut m| m.encode_gauge(&stats.open.load(Relaxed)));
-                }
-            });
+    /// Counters of routes that nearly always are zero, and then left out.
+    fn encode_rare(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        type Get = fn(&RareStats) -> &AtomicU64;
+        let plain: [(&str, &str, Get); 3] = [
+            ("retries", "Tries beside the first", |rare| &rare.retries),
+            ("retries_over_budget", "Tries that the retry budget did not allow", |rare| &rare.unaffordable),
+            ("rate_limited", "Requests beyond the rate limit, answered 429", |rare| &rare.limited),
+        ];
+        for (name, help, get) in plain {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            self.each_route(|route, stats| match get(&stats.rare).load(Relaxed) {
+                0 => Ok(()),
+                count => counter(&mut metric, &[("route", route)], count),
+            })?;
         }
-        {
-            let mut metric = encoder.encode_descriptor(
-                "upstream_connects",
-                "Connections made, by result",
-                None,
-                MetricType::Counter,
-            )?;
-            self.0.upstreams(&mut |name, stats| {
-                for (outcome, count) in [("ok", &stats.connected), ("failed", &stats.failed)] {
-                    if result.is_ok() {
-                        result = counter(&mut metric, &[("upstream", name), ("result", outcome)], count.load(Relaxed));
+        type Several = fn(&RareStats) -> &[AtomicU64; 5];
+        let labelled: [(&str, &str, &str, [&str; 5], Several); 2] = [
+            ("fallbacks", "Answers of the monolith in the service's place", "reason", FALLBACKS, |rare| &rare.fallbacks),
+            ("timeouts", "Time limits that fired", "limit", LIMITS, |rare| &rare.timeouts),
+        ];
+        for (name, help, label, words, get) in labelled {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            self.each_route(|route, stats| {
+                for (word, count) in words.iter().zip(get(&stats.rare)) {
+                    match count.load(Relaxed) {
+                        0 => {}
+                        count => counter(&mut metric, &[("route", route), (label, word)], count)?,
                     }
                 }
-            });
+                Ok(())
+            })?;
         }
-        {
-            let mut metric = encoder.encode_descriptor(
-                "upstream_reuses",
-                "Requests on a connection that had served another",
-                None,
-                MetricType::Counter,
-            )?;
-            self.0.upstreams(&mut |name, stats| {
-                if result.is_ok() {
-                    result = counter(&mut metric, &[("upstream", name)], stats.reused.load(Relaxed));
-                }
-            });
-        }
+        Ok(())
+    }
+
+    fn each_route(&self, mut visit: impl FnMut(&str, &RouteStats) -> fmt::Result) -> fmt::Result {
+        let mut result = Ok(());
+        self.0.routes(&mut |name, stats| {
+            if result.is_ok() {
+                result = visit(name, stats);
+            }
+        });
         result
+    }
+
+    fn each_upstream(
+        &self,
+        mut visit: impl FnMut(&str, &UpstreamStats, UpstreamNow) -> fmt::Result,
+    ) -> fmt::Result {
+        let mut result = Ok(());
+        self.0.upstreams(&mut |name, stats, now| {
+            if result.is_ok() {
+                result = visit(name, stats, now);
+            }
+        });
+        result
+    }
+
+    fn encode_upstreams(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut metric =
+            encoder.encode_descriptor("upstream_connections", "Connections open", None, MetricType::Gauge)?;
+        self.each_upstream(|name, stats, _| gauge(&mut metric, &[("upstream", name)], stats.open.load(Relaxed)))?;
+        let mut metric = encoder.encode_descriptor(
+            "upstream_connects",
+            "Connections made, by result",
+            None,
+            MetricType::Counter,
+        )?;
+        self.each_upstream(|name, stats, _| {
+            counter(&mut metric, &[("upstream", name), ("result", "ok")], stats.connected.load(Relaxed))?;
+            counter(&mut metric, &[("upstream", name), ("result", "failed")], stats.failed.load(Relaxed))
+        })?;
+        type Get = fn(&UpstreamStats) -> &AtomicU64;
+        let counters: [(&str, &str, Get); 5] = [
+            ("upstream_reuses", "Requests on a connection that had served another", |stats| &stats.reused),
+            ("upstream_shed", "Requests that found no place, or whose turn did not come in time", |stats| &stats.shed),
+            ("upstream_breaker_refused", "Tries that the circuit breaker refused", |stats| &stats.refused),
+            ("upstream_breaker_opened", "How often the circuit breaker opened", |stats| &stats.opened),
+            ("upstream_ejections", "Endpoints ejected for their failures", |stats| &stats.ejections),
+        ];
+        for (name, help, get) in counters {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            self.each_upstream(|name, stats, _| counter(&mut metric, &[("upstream", name)], get(stats).load(Relaxed)))?;
+        }
+        let mut metric = encoder.encode_descriptor(
+            "upstream_breaker_state",
+            "The circuit breaker's state: 1 for the one that it has",
+            None,
+            MetricType::Gauge,
+        )?;
+        self.each_upstream(|name, _, now| {
+            for state in ["closed", "open", "half_open"] {
+                if let Some(has) = now.breaker {
+                    gauge(&mut metric, &[("upstream", name), ("state", state)], i64::from(has == state))?;
+                }
+            }
+            Ok(())
+        })?;
+        let mut metric =
+            encoder.encode_descriptor("upstream_endpoints", "Endpoints, by state", None, MetricType::Gauge)?;
+        self.each_upstream(|name, _, now| {
+            let (all, down, ejected) = now.endpoints;
+            let healthy = all.saturating_sub(down + ejected);
+            for (state, count) in [("healthy", healthy), ("unhealthy", down), ("ejected", ejected)] {
+                gauge(&mut metric, &[("upstream", name), ("state", state)], i64::try_from(count).unwrap_or(i64::MAX))?;
+            }
+            Ok(())
+        })?;
+        type Side = fn((u64, u64)) -> u64;
+        let occupancies: [(&str, &str, Side); 2] = [
+            ("upstream_requests_in_flight", "Requests in flight, where `max_requests` limits them", |(inside, _)| inside),
+            ("upstream_requests_pending", "Requests that wait, where `max_requests` limits them", |(_, waiting)| waiting),
+        ];
+        for (name, help, side) in occupancies {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            self.each_upstream(|name, _, now| match now.occupancy {
+                Some(both) => gauge(&mut metric, &[("upstream", name)], i64::try_from(side(both)).unwrap_or(i64::MAX)),
+                None => Ok(()),
+            })?;
+        }
+        Ok(())
     }
 
     fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -341,12 +467,14 @@ impl All {
         for (name, help, value) in [
             ("config_last_reload_successful", "Whether the newest file is the one that runs", &stats.reload_ok),
             ("config_loaded_timestamp", "When the file that runs was loaded, in Unix seconds", &stats.loaded_at),
+            ("client_requests", "Requests in flight, of all clients together", &stats.requests),
             ("client_connections", "Clients connected", &stats.clients),
             ("tunnels", "Upgraded connections", &stats.tunnels),
         ] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value.load(Relaxed))?;
         }
         for (name, help, value) in [
+            ("client_requests_shed", "Requests refused, being too many", &stats.shed),
             ("client_connections_accepted", "Connections accepted", &stats.accepted),
             ("client_connections_refused", "Connections closed at once, being too many", &stats.refused_clients),
             ("access_log_dropped", "Lines that the access log had no room for", &stats.log_dropped),
@@ -358,6 +486,10 @@ impl All {
         }
         Ok(())
     }
+}
+
+fn gauge<const N: usize>(metric: &mut MetricEncoder<'_>, labels: &[(&str, &str); N], value: i64) -> fmt::Result {
+    metric.encode_family(labels)?.encode_gauge(&value)
 }
 
 fn counter<const N: usize>(metric: &mut MetricEncoder<'_>, labels: &[(&str, &str); N], value: u64) -> fmt::Result {
@@ -374,8 +506,8 @@ mod tests {
         fn routes(&self, visit: &mut dyn FnMut(&str, &RouteStats)) {
             visit("a \"quoted\" name", &self.0);
         }
-        fn upstreams(&self, visit: &mut dyn FnMut(&str, &UpstreamStats)) {
-            visit("legacy", &self.1);
+        fn upstreams(&self, visit: &mut dyn FnMut(&str, &UpstreamStats, UpstreamNow)) {
+            visit("legacy", &self.1, UpstreamNow::default());
         }
         fn process(&self) -> &ProcessStats {
             &self.2

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use super::{connect::Io, upload::RequestBody};
+use super::{connect::Io, endpoint::Endpoint, upload::RequestBody};
 use crate::{
     error::Error,
     http1::{
@@ -44,6 +44,8 @@ const MAX_INTERIM: usize = 100;
 /// A connection to an upstream.
 pub struct Wire {
     io: Io,
+    /// Where it leads.
+    pub endpoint: Arc<Endpoint>,
     /// Read, not yet understood.
     kept: BytesMut,
     /// When it was made.
@@ -57,10 +59,10 @@ pub struct Wire {
 
 impl Wire {
     /// A new connection, counted until it is closed.
-    pub fn new(io: Io, stats: Arc<UpstreamStats>) -> Self {
+    pub fn new(io: Io, endpoint: Arc<Endpoint>, stats: Arc<UpstreamStats>) -> Self {
         stats.open.fetch_add(1, Relaxed);
         let now = Instant::now();
-        Self { io, kept: BytesMut::new(), born: now, idle_since: now, suspect: false, open: Open(stats) }
+        Self { io, endpoint, kept: BytesMut::new(), born: now, idle_since: now, suspect: false, open: Open(stats) }
     }
 
     /// Whether an idle connection is as it was left: neither closed nor spoken on. Asks the system only where the runtime
@@ -376,6 +378,11 @@ impl Call {
         } else {
             Failed::Silent(told)
         }
+    }
+
+    /// Whether the length of the response's body is known.
+    pub fn is_measured(&self) -> bool {
+        matches!(self.decoder, Decoder::Length(_) | Decoder::Done)
     }
 
     /// Whether the response's body is over.

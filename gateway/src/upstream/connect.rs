@@ -16,17 +16,32 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use twox_hash::XxHash3_64;
 
-use super::Upstream;
+use super::{Upstream, endpoint::Endpoint};
 use crate::{
     config::{is_same_listener, read_ca},
     error::{Error, Kind},
 };
 
-/// How connections to an upstream are encrypted: the name checked is the one in the file.
+/// How connections to an upstream are encrypted, but for the name that is checked.
+pub struct Roots {
+    config: Arc<ClientConfig>,
+    /// Of the authorities' text.
+    id: u64,
+}
+
+/// How connections to an endpoint are encrypted: the name checked is the one in the file.
 pub struct Tls {
     connector: TlsConnector,
     name: ServerName<'static>,
+    roots: u64,
+}
+
+impl fmt::Debug for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Roots").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for Tls {
@@ -35,13 +50,15 @@ impl fmt::Debug for Tls {
     }
 }
 
-impl Tls {
+impl Roots {
     /// Trusts the authorities of a file, or the system's.
-    pub fn new(host: &str, ca: Option<&Path>) -> Result<Self, String> {
+    pub fn new(ca: Option<&Path>) -> Result<Self, String> {
         let mut roots = RootCertStore::empty();
+        let mut id = 0;
         match ca {
             Some(path) => {
                 for certificate in read_ca(path)? {
+                    id = XxHash3_64::oneshot_with_seed(id, &certificate);
                     roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
                 }
             }
@@ -56,8 +73,20 @@ impl Tls {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self { config: Arc::new(config), id })
+    }
+
+    /// For an endpoint whose certificate must have this name.
+    pub(super) fn named(&self, host: &str) -> Result<Tls, String> {
         let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
-        Ok(Self { connector: TlsConnector::from(Arc::new(config)), name })
+        Ok(Tls { connector: TlsConnector::from(self.config.clone()), name, roots: self.id })
+    }
+}
+
+impl Tls {
+    /// Whether these are the authorities that it trusts.
+    pub(super) fn is_of(&self, roots: &Roots) -> bool {
+        self.roots == roots.id
     }
 }
 
@@ -105,24 +134,24 @@ impl Io {
 }
 
 /// Connects.
-pub(super) async fn connect(upstream: &Upstream) -> Result<Io, Error> {
+pub(super) async fn connect(upstream: &Upstream, endpoint: &Endpoint) -> Result<Io, Error> {
     let fail = |kind, detail: &dyn fmt::Display| Error::upstream(kind, &upstream.name, false, detail);
     let limit = upstream.connections.connect_timeout;
-    match tokio::time::timeout(limit, dial(upstream)).await {
+    match tokio::time::timeout(limit, dial(upstream, endpoint)).await {
         Ok(Ok(io)) => Ok(io),
         Ok(Err((kind, detail))) => Err(fail(kind, &detail)),
-        Err(_) => Err(fail(Kind::ConnectTimeout, &format!("no connection within {limit:?}"))),
+        Err(_) => Err(fail(Kind::ConnectTimeout, &format!("{}: no connection within {limit:?}", endpoint.name))),
     }
 }
 
-async fn dial(upstream: &Upstream) -> Result<Io, (Kind, String)> {
-    let tcp = match upstream.address {
-        Some(ip) => dial_one(upstream, SocketAddr::new(ip, upstream.url.port)).await?,
-        None => dial_name(upstream).await?,
+async fn dial(upstream: &Upstream, endpoint: &Endpoint) -> Result<Io, (Kind, String)> {
+    let tcp = match endpoint.address {
+        Some(ip) => dial_one(upstream, SocketAddr::new(ip, endpoint.url.port)).await?,
+        None => dial_name(upstream, endpoint).await?,
     };
     // Without it, a small write behind another waits for a delayed acknowledgement.
     let _ = tcp.set_nodelay(true);
-    let Some(tls) = &upstream.tls else {
+    let Some(tls) = &endpoint.tls else {
         return Ok(Io::Plain(tcp));
     };
     match tls.connector.connect(tls.name.clone(), tcp).await {
@@ -138,9 +167,9 @@ async fn dial(upstream: &Upstream) -> Result<Io, (Kind, String)> {
 }
 
 /// Tries the addresses of a name in order.
-async fn dial_name(upstream: &Upstream) -> Result<TcpStream, (Kind, String)> {
-    let host = upstream.url.host.as_str();
-    let addresses = look_up(upstream).await.map_err(|error| (Kind::Dns, format!("{host}: {error}")))?;
+async fn dial_name(upstream: &Upstream, endpoint: &Endpoint) -> Result<TcpStream, (Kind, String)> {
+    let host = endpoint.url.host.as_str();
+    let addresses = look_up(upstream, endpoint).await.map_err(|error| (Kind::Dns, format!("{host}: {error}")))?;
     let mut last = (Kind::Dns, format!("{host}: no address"));
     for address in addresses {
         match dial_one(upstream, address).await {
@@ -153,9 +182,9 @@ async fn dial_name(upstream: &Upstream) -> Result<TcpStream, (Kind, String)> {
 
 /// Asks the system. Its call cannot be cancelled, so the place is given back only when it returns: a name server that
 /// hangs holds a few threads, not all.
-async fn look_up(upstream: &Upstream) -> io::Result<Vec<SocketAddr>> {
+async fn look_up(upstream: &Upstream, endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
     let place = upstream.lookups.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let asked = (upstream.url.host.clone(), upstream.url.port);
+    let asked = (endpoint.url.host.clone(), endpoint.url.port);
     let asking = tokio::task::spawn_blocking(move || {
         let _place = place;
         asked.to_socket_addrs().map(Iterator::collect)

@@ -10,7 +10,11 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::{call::BrokenBody, pool::Lease};
+use super::{
+    call::BrokenBody,
+    outcome::{ENOUGH, Outcome},
+    pool::Lease,
+};
 use crate::{
     error::{Error, Kind},
     timer::{Sleep, Timer},
@@ -23,14 +27,56 @@ pub struct UpstreamBody {
     idle: Option<Duration>,
     sleep: Option<Sleep>,
     moved: bool,
+    /// What the breaker has yet to be told.
+    outcome: Option<Outcome>,
+    passed: u64,
 }
 
 impl UpstreamBody {
     /// The body that is on a connection; `idle` bounds each of its pauses.
     pub fn new(lease: Lease, timer: Timer, idle: Option<Duration>) -> Self {
-        let mut this = Self { lease: Some(lease), timer, idle, sleep: None, moved: false };
+        let mut this = Self { lease: Some(lease), timer, idle, sleep: None, moved: false, outcome: None, passed: 0 };
         this.release_at_end();
         this
+    }
+
+    /// Tells the breaker how it ends. Where that is known already, or will not be, it is told at once; unless it is to `wait`.
+    pub fn watch(&mut self, outcome: Outcome, wait: bool) {
+        let ends = self.lease.as_ref().is_some_and(|lease| lease.call().is_measured());
+        if ends || wait {
+            self.outcome = Some(outcome);
+        } else {
+            outcome.tell(true);
+        }
+    }
+
+    /// What the breaker has yet to be told, for whoever knows better.
+    pub fn take_outcome(&mut self) -> Option<Outcome> {
+        self.outcome.take()
+    }
+
+    /// Takes what is there of a response that nobody wants; so its connection may serve another.
+    pub fn drain(mut self) {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        while self.passed < ENOUGH {
+            match Pin::new(&mut self).poll_frame(&mut cx) {
+                Poll::Ready(Some(Ok(_))) => {}
+                _ => return,
+            }
+        }
+    }
+
+    fn tell(&mut self, succeeded: bool) {
+        if let Some(outcome) = self.outcome.take() {
+            outcome.tell(succeeded);
+        }
+    }
+
+    fn broke(&mut self) -> Option<std::sync::Arc<str>> {
+        self.tell(false);
+        let lease = self.lease.take()?;
+        lease.broke();
+        Some(lease.upstream().name.clone())
     }
 
     fn release_at_end(&mut self) {
@@ -59,6 +105,15 @@ impl UpstreamBody {
     }
 }
 
+impl Drop for UpstreamBody {
+    /// A response that had no body, or of which nobody looked for the end, was a success all the same.
+    fn drop(&mut self) {
+        if self.lease.is_none() {
+            self.tell(true);
+        }
+    }
+}
+
 impl Body for UpstreamBody {
     type Data = Bytes;
     type Error = Error;
@@ -70,6 +125,12 @@ impl Body for UpstreamBody {
             Poll::Ready(Some(Ok(frame))) => {
                 self.moved = true;
                 self.release_at_end();
+                if self.outcome.is_some() {
+                    self.passed += frame.data_ref().map_or(0, Bytes::len) as u64;
+                    if self.lease.is_none() || self.passed >= ENOUGH {
+                        self.tell(true);
+                    }
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(broken))) => {
@@ -77,19 +138,20 @@ impl Body for UpstreamBody {
                     BrokenBody::Cut(detail) => (Kind::Terminated, detail),
                     BrokenBody::Protocol(detail) => (Kind::Protocol, detail.to_owned()),
                 };
-                let upstream = self.lease.take().map(|lease| lease.upstream().name.clone());
+                let upstream = self.broke();
                 Poll::Ready(Some(Err(Error { upstream, detail, ..Error::new(kind) })))
             }
             Poll::Ready(None) => {
                 self.release_at_end();
+                self.tell(true);
                 Poll::Ready(None)
             }
             Poll::Pending => match self.poll_idle(cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(()) => {
-                    let upstream = self.lease.take().map(|lease| lease.upstream().name.clone());
+                    let upstream = self.broke();
                     let detail = "the body paused for too long".to_owned();
-                    Poll::Ready(Some(Err(Error { upstream, detail, ..Error::new(Kind::AttemptTimeout) })))
+                    Poll::Ready(Some(Err(Error { upstream, detail, ..Error::new(Kind::IdleTimeout) })))
                 }
             },
         }

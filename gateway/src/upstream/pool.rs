@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::{HeaderMap, Method, StatusCode, request::Parts};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::AbortHandle,
@@ -26,19 +26,22 @@ use super::{
     Upstream,
     call::{Call, Failed, Wire},
     connect,
+    endpoint::Endpoint,
     upload::{RequestBody, Upload},
 };
 use crate::{
     error::{Error, Kind},
     http1::{
-        head::{ResponseHead, reuse_map},
+        head::ResponseHead,
         outbox::Outbox,
-        write,
+        write::{self, Overrides},
+    },
+    resilience::{
+        balance::{Balance, Choice, may_eject},
+        bulkhead::Lane,
+        millis,
     },
 };
-
-/// Requests that may wait for a connection, per worker and upstream.
-const WAITING: usize = 1024;
 
 /// Uploads that may wait for a place among those that are still coming in, per worker and upstream.
 const WAITING_UPLOADS: usize = 4096;
@@ -54,7 +57,6 @@ pub struct Pool {
     permits: Arc<Semaphore>,
     /// Half of them, for requests that are still coming in: clients that send slowly must not keep out the others.
     uploads: Arc<Semaphore>,
-    waiting: Cell<usize>,
     waiting_uploads: Cell<usize>,
     /// Whether a reload has put another in its place.
     retired: Cell<bool>,
@@ -70,7 +72,6 @@ impl Pool {
             idle: RefCell::default(),
             permits: places(max),
             uploads: places(max.div_ceil(2)),
-            waiting: Cell::new(0),
             waiting_uploads: Cell::new(0),
             retired: Cell::new(false),
         })
@@ -81,25 +82,16 @@ impl Pool {
         &self.upstream
     }
 
-    /// Sends a request and waits for the response's head. `chunked` is how its body goes; `idle` bounds the pauses of an upload that outlives its
-    /// response; `interim` is told of each interim response.
+    /// Sends a request and waits for the response's head. `interim` is told of each interim response.
     pub async fn send(
         self: &Rc<Self>,
-        request: Request<RequestBody>,
-        chunked: bool,
-        may_repeat: bool,
-        idle: Option<Duration>,
+        parts: &Parts,
+        mut body: Option<RequestBody>,
+        upload: Rc<Upload>,
+        way: &Way,
         interim: impl Fn(StatusCode, &HeaderMap),
     ) -> Result<(ResponseHead, Lease), Error> {
-        let upload = request.body().upload().clone();
-        let (parts, body) = request.into_parts();
-        let idempotent = is_idempotent(&parts.method);
-        let may_repeat = may_repeat && upload.is_empty() && idempotent;
-        let mut outbox = Outbox::default();
-        write::request_head(outbox.flat(), &parts);
-        reuse_map(parts.headers);
-        let method = parts.method;
-        let mut body = (!upload.is_empty()).then_some(body);
+        let may_repeat = way.may_repeat && body.is_none() && is_idempotent(&parts.method);
         // What is rare is kept apart: this future is moved for every request.
         let mut place = match &mut body {
             Some(body) if !upload.is_done() => match self.uploads.clone().try_acquire_owned() {
@@ -108,42 +100,154 @@ impl Pool {
             },
             _ => None,
         };
-        let permit = match self.permits.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => Box::pin(meanwhile(&mut body, self.wait(&self.permits, &self.waiting, WAITING))).await?,
+        let permit = match self.try_enter() {
+            Some(permit) => permit,
+            None => Box::pin(meanwhile(&mut body, self.enter(way.lane))).await?,
         };
+        let departed = Instant::now();
+        way.departed.set(Some(departed));
+        let endpoint = match self.pick(way, departed) {
+            Ok(endpoint) => endpoint,
+            Err(None) => Box::pin(self.find(way)).await?,
+            Err(Some(error)) => return Err(error),
+        };
+        let flight = Flight::begin(&self.upstream, &endpoint);
+        let mut outbox = Outbox::default();
+        if way.own_host && way.overrides.host.is_none() {
+            let overrides = Overrides { host: Some(endpoint.authority.clone()), ..way.overrides.clone() };
+            write::request_head(outbox.flat(), parts, &overrides);
+        } else {
+            write::request_head(outbox.flat(), parts, &way.overrides);
+        }
         let mut fresh = false;
         loop {
             // What must not be sent twice is worth a look at the socket itself.
-            let kept = if fresh { None } else { self.take_idle(!may_repeat) };
+            let kept = if fresh { None } else { self.take_idle(&endpoint, !may_repeat) };
             let reused = kept.is_some();
             let wire = match kept {
                 Some(wire) => wire,
-                None => Box::pin(meanwhile(&mut body, self.connect())).await?,
+                None => match Box::pin(meanwhile(&mut body, self.connect(&endpoint))).await {
+                    Ok(wire) => wire,
+                    Err(error) => {
+                        flight.failed(&error);
+                        return Err(error);
+                    }
+                },
             };
-            let call = Rc::new(RefCell::new(Call::new(wire, outbox, body, chunked, place)));
-            match poll_fn(|cx| call.borrow_mut().poll_head(cx, &method, &interim)).await {
+            way.sent.set(true);
+            let call = Rc::new(RefCell::new(Call::new(wire, outbox, body, way.chunked, place)));
+            match poll_fn(|cx| call.borrow_mut().poll_head(cx, &parts.method, &interim)).await {
                 Ok(head) => {
                     if reused {
                         self.upstream.stats.reused.fetch_add(1, Relaxed);
                     }
-                    let shared = Shared { pool: self.clone(), call, _permit: permit };
-                    return Ok((head, Lease::new(Rc::new(shared), upload, idle)));
+                    flight.answered(departed, head.status);
+                    let shared = Shared { pool: self.clone(), call, flight, _permit: permit };
+                    return Ok((head, Lease::new(Rc::new(shared), upload, way.idle)));
                 }
                 // Not a byte of it was sent.
-                Err(Failed::Unsent(_)) if reused => (outbox, body, place) = call.borrow_mut().take_unsent(),
+                Err(Failed::Unsent(_)) if reused => {
+                    (outbox, body, place) = call.borrow_mut().take_unsent();
+                    way.sent.set(false);
+                }
                 Err(Failed::Silent(_)) if reused && may_repeat => {
                     (outbox, body, place) = call.borrow_mut().take_unsent();
                     fresh = true;
                 }
-                Err(failed) => return Err(self.failure(failed, &upload)),
+                Err(failed) => {
+                    let error = self.failure(failed, &upload, &endpoint);
+                    way.sent.set(error.sent);
+                    flight.failed(&error);
+                    return Err(error);
+                }
             }
         }
     }
 
+    /// The endpoint; nothing where they have yet to be found.
+    fn pick(&self, way: &Way, now: Instant) -> Result<Arc<Endpoint>, Option<Error>> {
+        let upstream = &self.upstream;
+        let endpoints = upstream.endpoints.load();
+        let chosen = match &endpoints[..] {
+            [] => return Err(None),
+            [only] if only.vitals.is_up() || way.last_resort => Some(0),
+            [_] => None,
+            several => Choice {
+                balance: upstream.balance,
+                slow_start: upstream.slow_start,
+                now: millis(now),
+                random: way.random.replace(way.random.get().rotate_left(17).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+                turn: match upstream.balance {
+                    Balance::RoundRobin => upstream.turn.fetch_add(1, Relaxed),
+                    Balance::P2c | Balance::RingHash => 0,
+                },
+                hash: way.hash,
+                tried: &way.tried.borrow(),
+                last_resort: way.last_resort,
+            }
+            .pick(several),
+        };
+        let none = || Error::upstream(Kind::NoEndpoint, &upstream.name, false, "no endpoint is healthy");
+        let endpoint = endpoints[chosen.ok_or_else(|| Some(none()))?].clone();
+        if endpoints.len() > 1 {
+            way.tried.borrow_mut().push(endpoint.id);
+        }
+        Ok(endpoint)
+    }
+
+    /// Waits until its endpoints have been looked up for the first time.
+    async fn find(&self, way: &Way) -> Result<Arc<Endpoint>, Error> {
+        let upstream = &self.upstream;
+        let _ = tokio::time::timeout(upstream.connections.connect_timeout, upstream.is_found()).await;
+        let none = || Error::upstream(Kind::Dns, &upstream.name, false, "its name has no address");
+        self.pick(way, Instant::now()).map_err(|error| error.unwrap_or_else(none))
+    }
+
+    /// A place, if there is one at once.
+    fn try_enter(&self) -> Option<Permit> {
+        let connection = self.permits.clone().try_acquire_owned().ok()?;
+        let place = match self.upstream.places {
+            None => None,
+            Some(limits) if self.upstream.bulkhead.try_enter(limits) => Some(Place(self.upstream.clone())),
+            Some(_) => return None,
+        };
+        Some(Permit { _place: place, _connection: connection })
+    }
+
+    /// Waits for a place, within the upstream's limit.
+    async fn enter(&self, lane: Lane) -> Result<Permit, Error> {
+        let upstream = &self.upstream;
+        let shed = |kind, why: &str| {
+            upstream.stats.shed.fetch_add(1, Relaxed);
+            Error::upstream(kind, &upstream.name, false, why)
+        };
+        let entering = async {
+            // The shared place first: a connection is kept from nobody while its taker waits.
+            let place = match upstream.places {
+                None => None,
+                Some(limits) => {
+                    let full = |_| shed(Kind::ConnectionLimit, "as many requests as it may have, and enough wait");
+                    upstream.bulkhead.enter(limits, lane).map_err(full)?.await.map_err(full)?;
+                    Some(Place(upstream.clone()))
+                }
+            };
+            let connection = match self.permits.clone().try_acquire_owned() {
+                Ok(connection) => connection,
+                Err(_) => {
+                    let full = || shed(Kind::ConnectionLimit, "every connection is in use, and enough requests wait");
+                    let _waiting = Pending::new(upstream).ok_or_else(full)?;
+                    self.permits.clone().acquire_owned().await.map_err(|_| full())?
+                }
+            };
+            Ok(Permit { _place: place, _connection: connection })
+        };
+        let late = || shed(Kind::PendingTimeout, &format!("no place within {:?}", upstream.pending_timeout));
+        tokio::time::timeout(upstream.pending_timeout, entering).await.unwrap_or_else(|_| Err(late()))
+    }
+
     /// Waits for a place among those that are still coming in; none is needed by what is whole meanwhile.
     async fn wait_for_upload(&self, body: &mut RequestBody) -> Result<Option<OwnedSemaphorePermit>, Error> {
-        let mut place = std::pin::pin!(self.wait(&self.uploads, &self.waiting_uploads, WAITING_UPLOADS));
+        let mut place = std::pin::pin!(self.wait_among_uploads());
         poll_fn(|cx| {
             if let Poll::Ready(whole) = body.poll_whole(cx) {
                 return Poll::Ready(whole.map(|()| None));
@@ -153,30 +257,23 @@ impl Pool {
         .await
     }
 
-    /// Waits for its turn.
-    async fn wait(
-        &self,
-        places: &Arc<Semaphore>,
-        waiting: &Cell<usize>,
-        most: usize,
-    ) -> Result<OwnedSemaphorePermit, Error> {
-        let full = || Error::upstream(Kind::ConnectionLimit, &self.upstream.name, false, "every connection is in use");
-        if waiting.get() >= most {
+    async fn wait_among_uploads(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let full = || Error::upstream(Kind::ConnectionLimit, &self.upstream.name, false, "too many uploads wait");
+        if self.waiting_uploads.get() >= WAITING_UPLOADS {
             return Err(full());
         }
-        waiting.set(waiting.get() + 1);
-        let waiting = Waiting(waiting);
-        let permit = places.clone().acquire_owned().await;
-        drop(waiting);
-        permit.map_err(|_| full())
+        self.waiting_uploads.set(self.waiting_uploads.get() + 1);
+        let _waiting = Waiting(&self.waiting_uploads);
+        self.uploads.clone().acquire_owned().await.map_err(|_| full())
     }
 
-    /// The newest idle connection that is still good.
-    fn take_idle(&self, careful: bool) -> Option<Wire> {
+    /// The newest idle connection to an endpoint that is still good.
+    fn take_idle(&self, endpoint: &Arc<Endpoint>, careful: bool) -> Option<Wire> {
         let limits = self.upstream.connections;
         let mut idle = self.idle.borrow_mut();
         let now = Instant::now();
-        while let Some(mut wire) = idle.pop() {
+        while let Some(place) = idle.iter().rposition(|wire| Arc::ptr_eq(&wire.endpoint, endpoint)) {
+            let mut wire = idle.remove(place);
             if now.duration_since(wire.born) < limits.max_age
                 && now.duration_since(wire.idle_since) < limits.idle
                 && wire.is_quiet()
@@ -188,12 +285,12 @@ impl Pool {
         None
     }
 
-    async fn connect(&self) -> Result<Wire, Error> {
+    async fn connect(&self, endpoint: &Arc<Endpoint>) -> Result<Wire, Error> {
         let stats = &self.upstream.stats;
-        match connect::connect(&self.upstream).await {
+        match connect::connect(&self.upstream, endpoint).await {
             Ok(io) => {
                 stats.connected.fetch_add(1, Relaxed);
-                Ok(Wire::new(io, stats.clone()))
+                Ok(Wire::new(io, endpoint.clone(), stats.clone()))
             }
             Err(error) => {
                 stats.failed.fetch_add(1, Relaxed);
@@ -208,16 +305,19 @@ impl Pool {
         self.idle.take();
     }
 
-    /// Closes what is idle for too long, too old, or closed by the other side.
+    /// Closes what is idle for too long, too old, closed by the other side, or leads where the upstream is no more.
     pub fn sweep(&self) {
         let limits = self.upstream.connections;
+        let endpoints = self.upstream.endpoints.load();
         self.idle.borrow_mut().retain_mut(|wire| {
-            wire.is_quiet() && wire.born.elapsed() < limits.max_age && wire.idle_since.elapsed() < limits.idle
+            endpoints.iter().any(|endpoint| Arc::ptr_eq(endpoint, &wire.endpoint))
+                && wire.is_quiet() && wire.born.elapsed() < limits.max_age && wire.idle_since.elapsed() < limits.idle
         });
     }
 
-    fn failure(&self, failed: Failed, upload: &Upload) -> Error {
+    fn failure(&self, failed: Failed, upload: &Upload, endpoint: &Endpoint) -> Error {
         let error = |kind, sent, detail: String| {
+            let detail = format!("{}: {detail}", endpoint.name);
             // The client's side of it is told first: the upstream only saw the consequence.
             match upload.failure() {
                 Some(kind) => Error { sent, detail, ..Error::new(kind) },
@@ -250,7 +350,123 @@ async fn meanwhile<T>(
     .await
 }
 
-/// Counts a waiting request, also one that gives up.
+/// How a request goes to an upstream, and how far it came.
+#[derive(Debug)]
+pub struct Way {
+    /// Who goes first where it is full.
+    pub lane: Lane,
+    /// Whether nobody else can answer, so that an endpoint that is out is better than none.
+    pub last_resort: bool,
+    /// How its head differs from the client's.
+    pub overrides: Overrides,
+    /// Whether its host is the endpoint's own.
+    pub own_host: bool,
+    /// Whether its body goes in chunks.
+    pub chunked: bool,
+    /// Whether its method means what it says.
+    pub may_repeat: bool,
+    /// The longest pause of an upload that outlives its response.
+    pub idle: Option<Duration>,
+    /// Anything.
+    pub random: Cell<u64>,
+    /// What is kept together.
+    pub hash: u64,
+    /// Endpoints that were tried.
+    pub tried: RefCell<Vec<u64>>,
+    /// When the last try had its place.
+    pub departed: Cell<Option<Instant>>,
+    /// Whether the upstream may have seen some of it.
+    pub sent: Cell<bool>,
+}
+
+/// A request's place at the upstream, and its connection.
+struct Permit {
+    _place: Option<Place>,
+    _connection: OwnedSemaphorePermit,
+}
+
+/// A place in the upstream's bulkhead.
+struct Place(Arc<Upstream>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.bulkhead.leave();
+    }
+}
+
+/// Counts a request that waits for a connection, over all workers.
+struct Pending<'a>(&'a Upstream);
+
+impl<'a> Pending<'a> {
+    fn new(upstream: &'a Upstream) -> Option<Self> {
+        if upstream.pending.fetch_add(1, Relaxed) >= upstream.max_pending {
+            upstream.pending.fetch_sub(1, Relaxed);
+            return None;
+        }
+        Some(Self(upstream))
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.pending.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A request at one of several endpoints. Of an only one nothing needs to be known.
+struct Flight(Option<(Arc<Upstream>, Arc<Endpoint>)>);
+
+impl Flight {
+    fn begin(upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> Self {
+        if upstream.endpoints.load().len() < 2 {
+            return Self(None);
+        }
+        endpoint.vitals.begin();
+        Self(Some((upstream.clone(), endpoint.clone())))
+    }
+
+    fn answered(&self, departed: Instant, status: StatusCode) {
+        let Some((_, endpoint)) = &self.0 else { return };
+        let now = Instant::now();
+        let micros = u64::try_from(now.duration_since(departed).as_micros()).unwrap_or(u64::MAX);
+        endpoint.vitals.observe(millis(now), micros);
+        if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
+            self.fail();
+        } else {
+            endpoint.vitals.succeed();
+        }
+    }
+
+    fn failed(&self, error: &Error) {
+        if error.kind.is_upstreams() {
+            self.fail();
+        }
+    }
+
+    fn fail(&self) {
+        let Some((upstream, endpoint)) = &self.0 else { return };
+        let now = millis(Instant::now());
+        let Some(outlier) = &upstream.outlier else {
+            endpoint.vitals.fail(now, None);
+            return;
+        };
+        if endpoint.vitals.fail(now, Some(outlier)) && may_eject(&upstream.endpoints.load(), now, outlier) {
+            let lasts = Duration::from_millis(endpoint.vitals.eject(now, outlier));
+            upstream.stats.ejections.fetch_add(1, Relaxed);
+            tracing::warn!(upstream = &*upstream.name, endpoint = &*endpoint.name, ?lasts, "an endpoint was ejected");
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if let Some((_, endpoint)) = &self.0 {
+            endpoint.vitals.end();
+        }
+    }
+}
+
+/// Counts a waiting upload, also one that gives up.
 struct Waiting<'a>(&'a Cell<usize>);
 
 impl Drop for Waiting<'_> {
@@ -260,7 +476,7 @@ impl Drop for Waiting<'_> {
 }
 
 /// RFC 9110 §9.2.2.
-fn is_idempotent(method: &Method) -> bool {
+pub fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
 }
 
@@ -268,7 +484,8 @@ fn is_idempotent(method: &Method) -> bool {
 struct Shared {
     pool: Rc<Pool>,
     call: Rc<RefCell<Call>>,
-    _permit: OwnedSemaphorePermit,
+    flight: Flight,
+    _permit: Permit,
 }
 
 impl Drop for Shared {
@@ -314,6 +531,11 @@ impl Lease {
     /// The connection, and what was read of it.
     pub fn call(&self) -> RefMut<'_, Call> {
         self.shared.call.borrow_mut()
+    }
+
+    /// The response broke off.
+    pub fn broke(&self) {
+        self.shared.flight.fail();
     }
 
     /// The response is over: the connection goes back as soon as the request is over too.

@@ -22,8 +22,10 @@ impl Addresses {
     pub fn new<'a>(upstreams: impl Iterator<Item = &'a Upstream>) -> Self {
         let mut this = Self::default();
         for upstream in upstreams {
-            this.authorities.insert(full(&upstream.url.host, upstream.url.port));
-            this.hosts.insert(upstream.url.host.clone());
+            for url in &upstream.urls {
+                this.authorities.insert(full(&url.host, url.port));
+                this.hosts.insert(url.host.clone());
+            }
         }
         this
     }
@@ -58,7 +60,7 @@ impl View<'_> {
         let (authority, path) = rest.split_at(end);
         let authority = authority.rsplit('@').next().unwrap_or(authority);
         let (host, port) = split_port(authority, scheme.unwrap_or(self.scheme));
-        let own = host == self.upstream.url.host && port == self.upstream.url.port;
+        let own = self.upstream.urls.iter().any(|url| host == url.host && port == url.port);
         let asked = normalise_host(self.host.as_bytes()) == host.as_bytes();
         let hidden = self.addresses.authorities.contains(&full(&host, port));
         let prefixed = if own || (asked && !hidden) { self.with_prefix(path) } else { None };

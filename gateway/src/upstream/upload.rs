@@ -42,6 +42,8 @@ pub struct Upload {
     waiter: RefCell<Option<Waker>>,
     /// What sends it on after its response has begun.
     pump: RefCell<Option<AbortHandle>>,
+    /// Whether a time limit has ended the try.
+    expired: Cell<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +67,7 @@ impl Upload {
             holder: RefCell::new(None),
             waiter: RefCell::new(None),
             pump: RefCell::new(None),
+            expired: Cell::new(false),
         })
     }
 
@@ -101,6 +104,16 @@ impl Upload {
         if self.state.get() == State::Streaming {
             *self.holder.borrow_mut() = Some(holder);
         }
+    }
+
+    /// Whether a time limit has ended the try.
+    pub fn is_expired(&self) -> bool {
+        self.expired.get()
+    }
+
+    /// A try begins.
+    pub fn set_expired(&self, expired: bool) {
+        self.expired.set(expired);
     }
 
     /// Names the task that sends it on.
@@ -214,7 +227,59 @@ pub struct RequestBody {
     /// What was read before anybody could take it, and what ended it.
     ahead: BytesMut,
     ahead_trailers: Option<HeaderMap>,
+    /// What has gone on, where it may be wanted again.
+    tape: Option<Tape>,
+    /// Where it goes when a try is over.
+    home: Option<Rc<Home>>,
     upload: Rc<Upload>,
+}
+
+/// What has gone on of a body.
+#[derive(Default)]
+struct Tape {
+    data: BytesMut,
+    trailers: Option<HeaderMap>,
+    /// How much may be kept.
+    limit: usize,
+    /// Whether it was more than that.
+    torn: bool,
+}
+
+/// Where a body waits between two tries.
+#[derive(Default)]
+pub struct Home {
+    body: RefCell<Option<RequestBody>>,
+    /// Whether another try may come.
+    open: Cell<bool>,
+}
+
+impl Home {
+    /// The home of a body that may be sent again as long as it is no longer than this.
+    pub fn new(mut body: RequestBody, limit: usize) -> Rc<Self> {
+        let this = Rc::new(Self { body: RefCell::new(None), open: Cell::new(true) });
+        body.tape = Some(Tape { limit, ..Tape::default() });
+        body.home = Some(this.clone());
+        this.body.replace(Some(body));
+        this
+    }
+
+    /// The body, for a try.
+    pub fn take(&self) -> Option<RequestBody> {
+        self.body.take()
+    }
+
+    /// Whether it is here and as it was at first; makes it so.
+    pub fn rewind(&self) -> bool {
+        self.body.borrow_mut().as_mut().is_some_and(RequestBody::rewind)
+    }
+
+    /// No other try will come.
+    pub fn close(&self) {
+        self.open.set(false);
+        // Outside of the borrow: its end may end all of the exchange.
+        let body = self.body.take();
+        drop(body);
+    }
 }
 
 /// What may be read ahead of a body, about.
@@ -223,7 +288,14 @@ const AHEAD: u64 = 64 * 1024;
 impl RequestBody {
     fn new(source: Source) -> Self {
         let state = if source.is_end_stream() { State::Done } else { State::Streaming };
-        Self { source, ahead: BytesMut::new(), ahead_trailers: None, upload: Upload::new(state) }
+        Self {
+            source,
+            ahead: BytesMut::new(),
+            ahead_trailers: None,
+            tape: None,
+            home: None,
+            upload: Upload::new(state),
+        }
     }
 
     /// None.
@@ -281,8 +353,51 @@ impl RequestBody {
     }
 }
 
+impl RequestBody {
+    /// Back to its beginning, if all that has gone on was kept.
+    fn rewind(&mut self) -> bool {
+        let Some(tape) = &mut self.tape else { return false };
+        if tape.torn || self.upload.failure().is_some() {
+            return false;
+        }
+        if !tape.data.is_empty() {
+            let mut data = std::mem::take(&mut tape.data);
+            data.extend_from_slice(&self.ahead);
+            self.ahead = data;
+        }
+        if let Some(trailers) = tape.trailers.take() {
+            self.ahead_trailers = Some(trailers);
+        }
+        true
+    }
+
+    /// Keeps what goes on, as long as there is room.
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        let Some(tape) = self.tape.as_mut().filter(|tape| !tape.torn) else { return };
+        // Whoever closed the home wants nothing again.
+        let wanted = self.home.as_ref().is_some_and(|home| home.open.get());
+        match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) if wanted && tape.data.len() + data.len() <= tape.limit => tape.data.extend_from_slice(data),
+            (None, Some(trailers)) if wanted => tape.trailers = Some(trailers.clone()),
+            _ => *tape = Tape { torn: true, ..Tape::default() },
+        }
+    }
+}
+
 impl Drop for RequestBody {
     fn drop(&mut self) {
+        if let Some(home) = self.home.take_if(|home| home.open.get()) {
+            let body = Self {
+                source: std::mem::replace(&mut self.source, Source::Empty),
+                ahead: std::mem::take(&mut self.ahead),
+                ahead_trailers: self.ahead_trailers.take(),
+                tape: self.tape.take(),
+                home: Some(home.clone()),
+                upload: self.upload.clone(),
+            };
+            *home.body.borrow_mut() = Some(body);
+            return;
+        }
         if self.upload.is_unfinished() {
             self.upload.step(State::Dropped);
         }
@@ -342,14 +457,19 @@ impl Body for RequestBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if !self.ahead.is_empty() {
-            let data = std::mem::take(&mut self.ahead).freeze();
-            return Poll::Ready(Some(Ok(Frame::data(data))));
+        let polled = if !self.ahead.is_empty() {
+            Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.ahead).freeze()))))
+        } else if let Some(trailers) = self.ahead_trailers.take() {
+            Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+        } else {
+            self.poll_source(cx)
+        };
+        if self.tape.is_some()
+            && let Poll::Ready(Some(Ok(frame))) = &polled
+        {
+            self.keep(frame);
         }
-        if let Some(trailers) = self.ahead_trailers.take() {
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-        }
-        self.poll_source(cx)
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -405,7 +525,10 @@ pub async fn within<T>(
             let left = match time_left(upload, start, limit, idle) {
                 Ok(Some(left)) => left,
                 Ok(None) => return Poll::Pending,
-                Err(stalled) => return Poll::Ready(Err(Error::new(stalled.unwrap_or(expired)))),
+                Err(stalled) => {
+                    upload.set_expired(true);
+                    return Poll::Ready(Err(Error::new(stalled.unwrap_or(expired))));
+                }
             };
             sleep = Some(timer.sleep(left));
         }

@@ -6,6 +6,7 @@
 mod headers;
 mod matching;
 mod overlaps;
+mod policies;
 mod routes;
 mod upstreams;
 
@@ -18,7 +19,7 @@ use ipnet::IpNet;
 
 pub use self::{
     routes::{parse_date, prefix_segments},
-    upstreams::{Url, is_same_listener, parse_url, read_ca},
+    upstreams::{Url, is_same_listener, parse_name, parse_url, read_ca},
 };
 use super::{
     Config, Report,
@@ -39,12 +40,24 @@ pub(super) fn check(mut sources: Sources) -> Result<Config, Report> {
     let paths = path_policy(&sources);
     let addresses = addresses(&mut sources);
     let trusted_proxies = trusted_proxies(&mut sources);
+    let resolver = resolver(&mut sources);
     client_limits(&mut sources);
     upstreams::check_upstreams(&mut sources, addresses.as_ref());
     let defaults = sources.file.defaults.clone();
     if let Some(OrNone::Some(headers)) = &defaults.headers {
         headers::check_headers(&mut sources, &At::root(0).down("defaults").down("headers"), headers);
     }
+    let at = At::root(0).down("defaults");
+    policies::check_policies(
+        &mut sources,
+        &at,
+        &policies::Policies {
+            retry: defaults.retry.as_ref(),
+            fallback: defaults.fallback.as_ref(),
+            rate_limit: defaults.rate_limit.as_ref(),
+            replay_body: defaults.replay_body.as_ref(),
+        },
+    );
     let items = sources.routes.clone();
     let rules = routes::check_routes(&mut sources, &items, paths);
     // A route that could not be read may be the one that uses it.
@@ -68,7 +81,14 @@ pub(super) fn check(mut sources: Sources) -> Result<Config, Report> {
         health: addresses.health,
         paths,
         trusted_proxies,
+        resolver,
     })
+}
+
+fn resolver(sources: &mut Sources) -> Vec<SocketAddr> {
+    let texts = sources.file.resolver.clone();
+    let at = At::root(0).down("resolver");
+    texts.iter().enumerate().filter_map(|(n, text)| address(sources, &at.down(n), text)).collect()
 }
 
 fn path_policy(sources: &Sources) -> PathPolicy {
@@ -173,6 +193,7 @@ fn client_limits(sources: &mut Sources) {
     let size = |size: Size, from: u64, to: u64| (from..=to).contains(&size.0);
     let seconds = |span: Span, to: u64| span.0 >= Duration::from_millis(100) && span.0 <= Duration::from_secs(to);
     bounds("max_connections", clients.max_connections >= 1, clients.max_connections.to_string(), "1 or more");
+    bounds("max_requests", clients.max_requests >= 1, clients.max_requests.to_string(), "1 or more");
     bounds("max_streams", clients.max_streams >= 1, clients.max_streams.to_string(), "1 or more");
     let (header, uri) = (clients.max_header, clients.max_uri);
     bounds("max_header", size(header, 1024, 1 << 20), header.to_string(), "from `1KiB` to `1MiB`");

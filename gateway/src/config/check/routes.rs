@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use http::{HeaderName, Uri};
 
 use super::{
+    policies::{Policies, check_policies},
     UNROUTED,
     headers::check_headers,
     matching::{check_match, header_name, header_value, must_arrive},
@@ -108,6 +109,23 @@ fn check_route(sources: &mut Sources, item: &Item<RouteConfig>, rule: Option<&Ru
     }
     if let Some(OrNone::Some(headers)) = &route.headers {
         check_headers(sources, &at.down("headers"), headers);
+    }
+    check_policies(
+        sources,
+        at,
+        &Policies {
+            retry: route.retry.as_ref(),
+            fallback: route.fallback.as_ref(),
+            rate_limit: route.rate_limit.as_ref(),
+            replay_body: route.replay_body.as_ref(),
+        },
+    );
+    if route.stage == Stage::Retired && matches!(route.fallback, Some(OrNone::Some(_))) {
+        sources.warn(
+            &at.down("fallback").at_key(),
+            "fallback of a retired route".to_owned(),
+            "the monolith's code may be gone: a retired route never falls back; remove it, or write `stage: migrated`",
+        );
     }
 }
 

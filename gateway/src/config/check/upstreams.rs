@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     path::Path,
+    time::Duration,
 };
 
 use http::Uri;
@@ -11,8 +12,10 @@ use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 
 use super::Addresses;
 use crate::config::{
-    file::{UpstreamConfig, is_token},
+    file::{KeySource, is_token},
     source::{At, Item, Sources},
+    upstream::{Balance, UpstreamConfig},
+    values::{OrNone, Span},
 };
 
 /// An upstream's address, as written.
@@ -91,39 +94,95 @@ pub(super) fn check_upstreams(sources: &mut Sources, addresses: Option<&Addresse
     }
 }
 
+/// Where an upstream says it is.
+fn addresses_of(config: &UpstreamConfig) -> Vec<(Place, &str)> {
+    let url = config.url.iter().map(|text| (Place::Key("url"), text.as_str()));
+    let urls = config.urls.iter().enumerate().map(|(n, text)| (Place::Item("urls", n), text.as_str()));
+    url.chain(urls).collect()
+}
+
+/// A place below an upstream.
+enum Place {
+    Key(&'static str),
+    Item(&'static str, usize),
+}
+
+impl Place {
+    fn below(&self, at: &At) -> At {
+        match self {
+            Self::Key(key) => at.down(*key),
+            Self::Item(key, n) => at.down(*key).down(*n),
+        }
+    }
+}
+
 fn check_upstream(sources: &mut Sources, at: &At, config: &UpstreamConfig, addresses: Option<&Addresses>) {
-    let url_at = at.down("url");
-    match parse_url(&config.url) {
-        Err(why) => sources.error(
-            &url_at,
-            format!("not an upstream's url: {why}"),
-            "write `http://host:port` or `https://host:port`, without a path",
+    let given = [
+        ("url", config.url.is_some()),
+        ("urls", !config.urls.is_empty()),
+        ("dns", config.dns.is_some()),
+        ("srv", config.srv.is_some()),
+    ];
+    let given: Vec<&str> = given.into_iter().filter(|(_, is)| *is).map(|(key, _)| key).collect();
+    match given[..] {
+        [] => sources.error(
+            &at.clone().at_key(),
+            "upstream without an address".to_owned(),
+            "say where it is: `url: http://host:port`, or `urls:`, `dns:`, `srv:` for several endpoints",
         ),
-        Ok(url) => {
-            if url.tls && ServerName::try_from(url.host.as_str()).is_err() {
-                sources.error(
-                    &url_at,
-                    "not a name that a certificate can have".to_owned(),
-                    "write the host's DNS name or IP address",
-                );
-            }
-            if config.ca.is_some() && !url.tls {
-                sources.error(
-                    &at.down("ca"),
-                    "`ca` without `https://`".to_owned(),
-                    "write the url with `https://`, or remove `ca`",
-                );
-            }
-            let own = addresses.into_iter().flat_map(|a| [Some(a.listen), Some(a.admin), a.health]).flatten();
-            let ip = if url.host == "localhost" { Some(IpAddr::from([127, 0, 0, 1])) } else { url.host.parse().ok() };
-            if ip.is_some_and(|ip| own.clone().any(|own| is_same_listener(own, SocketAddr::new(ip, url.port)))) {
-                sources.error(
-                    &url_at,
-                    format!("upstream that is the gateway itself: `{}`", config.url),
-                    "point it at the system behind the gateway",
-                );
+        [_] => {}
+        [_, second, ..] => sources.error(
+            &at.down(second).at_key(),
+            format!("upstream with two addresses: `{}`", given.join("` and `")),
+            "keep one of them",
+        ),
+    }
+    let mut tls = None;
+    let mut seen = std::collections::HashSet::new();
+    for (place, text) in addresses_of(config) {
+        let url_at = place.below(at);
+        match parse_url(text) {
+            Err(why) => sources.error(
+                &url_at,
+                format!("not an upstream's url: {why}"),
+                "write `http://host:port` or `https://host:port`, without a path",
+            ),
+            Ok(url) => {
+                if !seen.insert((url.host.clone(), url.port)) {
+                    sources.error(&url_at, format!("endpoint listed twice: `{text}`"), "remove one");
+                }
+                if tls.is_some_and(|tls| tls != url.tls) {
+                    let help = "write all of an upstream's `urls` with the same scheme";
+                    sources.error(&url_at, "endpoints with and without encryption".to_owned(), help);
+                }
+                tls = Some(url.tls);
+                check_url(sources, &url_at, text, &url, addresses);
             }
         }
+    }
+    for (key, text, srv) in [("dns", &config.dns, false), ("srv", &config.srv, true)] {
+        let Some(text) = text else { continue };
+        match parse_name(text, srv) {
+            Ok(url) => {
+                tls = Some(url.tls);
+                if url.tls && ServerName::try_from(url.host.as_str()).is_err() {
+                    let help = "write the name that the endpoints' certificates have";
+                    sources.error(&at.down(key), "not a name that a certificate can have".to_owned(), help);
+                }
+            }
+            Err(why) => sources.error(
+                &at.down(key),
+                format!("not a name to look up: `{text}`"),
+                why,
+            ),
+        }
+    }
+    if config.ca.is_some() && tls == Some(false) {
+        sources.error(
+            &at.down("ca"),
+            "`ca` without `https://`".to_owned(),
+            "write the url with `https://`, or remove `ca`",
+        );
     }
     if let Some(ca) = &config.ca
         && let Err(why) = read_ca(&sources.report.files[0].parent().unwrap_or(Path::new("")).join(ca))
@@ -134,17 +193,109 @@ fn check_upstream(sources: &mut Sources, at: &At, config: &UpstreamConfig, addre
             "name a PEM file, relative to the main file",
         );
     }
-    let connections = at.down("connections");
-    if config.connections.max == 0 {
-        sources.error(&connections.down("max"), "no connections at all".to_owned(), "allow at least 1");
-    }
-    if config.connections.connect_timeout.0.is_zero() {
+    check_limits(sources, at, config);
+}
+
+fn check_url(sources: &mut Sources, at: &At, text: &str, url: &Url, addresses: Option<&Addresses>) {
+    if url.tls && ServerName::try_from(url.host.as_str()).is_err() {
         sources.error(
-            &connections.down("connect_timeout"),
-            "connecting without a limit".to_owned(),
-            "write a duration like `1s`",
+            at,
+            "not a name that a certificate can have".to_owned(),
+            "write the host's DNS name or IP address",
         );
     }
+    let own = addresses.into_iter().flat_map(|a| [Some(a.listen), Some(a.admin), a.health]).flatten();
+    let ip = if url.host == "localhost" { Some(IpAddr::from([127, 0, 0, 1])) } else { url.host.parse().ok() };
+    if ip.is_some_and(|ip| own.clone().any(|own| is_same_listener(own, SocketAddr::new(ip, url.port)))) {
+        sources.error(
+            at,
+            format!("upstream that is the gateway itself: `{text}`"),
+            "point it at the system behind the gateway",
+        );
+    }
+}
+
+/// Limits that nothing passes, and numbers that mean nothing.
+fn check_limits(sources: &mut Sources, at: &At, config: &UpstreamConfig) {
+    let mut wrong = |at: At, holds: bool, what: &str, help: &str| {
+        if !holds {
+            sources.error(&at, what.to_owned(), help);
+        }
+    };
+    let span = |span: Span| !span.0.is_zero();
+    let connections = at.down("connections");
+    wrong(connections.down("max"), config.connections.max > 0, "no connections at all", "allow at least 1");
+    let connect = span(config.connections.connect_timeout);
+    wrong(connections.down("connect_timeout"), connect, "connecting without a limit", "write a duration like `1s`");
+    let places = config.max_requests != Some(0);
+    wrong(at.down("max_requests"), places, "no requests at all", "allow at least 1, or remove it for no limit");
+    let waits = span(config.pending_timeout);
+    wrong(at.down("pending_timeout"), waits, "waiting without a limit", "write a duration like `5s`; `max_pending: 0` lets nobody wait");
+    let hashed = config.balance == Balance::RingHash;
+    wrong(at.down("hash_by"), hashed || config.hash_by == [KeySource::Ip], "`hash_by` without `ring_hash`", "write `balance: ring_hash`, or remove it");
+    wrong(at.down("hash_by"), !config.hash_by.is_empty(), "nothing to hash", "name `cookie:NAME`, `header:NAME` or `ip`");
+    let sticky = config.hash_by.contains(&KeySource::Sticky);
+    wrong(at.down("hash_by"), !sticky, "`sticky` chooses the arm, not the endpoint", "name `cookie:NAME`, `header:NAME` or `ip`");
+    if let Some(health) = &config.health {
+        let at = at.down("health");
+        let path = health.path.starts_with('/') && health.path.parse::<http::uri::PathAndQuery>().is_ok();
+        wrong(at.down("path"), path, "not a path", "write it like `/healthz`");
+        let often = health.every.0 >= Duration::from_millis(100);
+        wrong(at.down("every"), often, "checks too often", "write `100ms` or more");
+        wrong(at.down("timeout"), span(health.timeout), "a check without a limit", "write a duration like `1s`");
+        wrong(at.down("healthy_after"), health.healthy_after > 0, "not a number of checks: 0", "1 or more");
+        wrong(at.down("unhealthy_after"), health.unhealthy_after > 0, "not a number of checks: 0", "1 or more");
+    }
+    if let Some(OrNone::Some(outlier)) = &config.outlier {
+        let at = at.down("outlier");
+        let (least, out) = (outlier.consecutive_5xx > 0, span(outlier.base_ejection));
+        wrong(at.down("consecutive_5xx"), least, "not a number of failures: 0", "1 or more, or `outlier: none`");
+        wrong(at.down("base_ejection"), out, "an ejection that does not last", "write a duration like `30s`");
+        wrong(at.down("interval"), span(outlier.interval), "not an interval: `0s`", "write a duration like `10s`");
+    }
+    if let Some(OrNone::Some(breaker)) = &config.breaker {
+        let at = at.down("breaker");
+        let within = |span: Span, from: u64, to: u64| (Duration::from_millis(from)..=Duration::from_secs(to)).contains(&span.0);
+        let (ratio, half) = (breaker.failure_ratio.0 > 0, (1..=10_000).contains(&breaker.half_open_requests));
+        wrong(at.down("failure_ratio"), ratio, "a breaker that is always open", "write a share like `50%`, or `breaker: none`");
+        wrong(at.down("min_requests"), breaker.min_requests > 0, "not a number of requests: 0", "1 or more");
+        wrong(at.down("half_open_requests"), half, "not a number of requests", "from 1 to 10000");
+        wrong(at.down("window"), within(breaker.window, 100, 3600), "window out of bounds", "from `100ms` to `1h`");
+        wrong(at.down("open_for"), within(breaker.open_for, 10, 3600), "time out of bounds", "from `10ms` to `1h`");
+    }
+}
+
+/// Reads a name to look up, with its scheme where it has one. An SRV record brings the port.
+pub fn parse_name(text: &str, srv: bool) -> Result<Url, &'static str> {
+    let (tls, rest) = match text.split_once("://") {
+        None => (false, text),
+        Some(("http", rest)) => (false, rest),
+        Some(("https", rest)) => (true, rest),
+        Some(_) => return Err("only `http://` and `https://` may stand before it"),
+    };
+    let help = if srv {
+        "write it like `_http._tcp.orders.svc`, without a port"
+    } else {
+        "write it like `orders.svc:9001`, with a port and without a path"
+    };
+    let (name, port) = match rest.rsplit_once(':') {
+        Some((name, port)) if !srv => (name, port.parse().ok().filter(|port| *port > 0).ok_or(help)?),
+        None if srv => (rest, 0),
+        _ => return Err(help),
+    };
+    let label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    let labels: Vec<&str> = name.split('.').collect();
+    let service = labels.iter().take_while(|label| label.starts_with('_')).count();
+    if name.len() > 253 || !labels.iter().all(|text| label(text)) || (srv && (service != 2 || labels.len() < 3)) {
+        return Err(help);
+    }
+    // The name that certificates are checked for is that of the service's domain (RFC 9525 §6.3).
+    let host = if srv { labels[2..].join(".") } else { name };
+    let authority = if srv { host.clone() } else { format!("{host}:{port}") };
+    Ok(Url { tls, host, port, authority })
 }
 
 /// Whether a connection to `target` would reach a listener of ours at `own`.

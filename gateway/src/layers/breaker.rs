@@ -1,0 +1,115 @@
+//! The circuit breaker: asks before each try, and sees to it that the try's outcome is told.
+//!
+//! Inside of the retries, so that each try counts; an open breaker is final and goes straight to
+//! the fallback.
+
+use std::rc::Rc;
+
+use futures_util::future::Either;
+use http::StatusCode;
+use tower::Service;
+
+use super::{Later, always_ready};
+use crate::{
+    body::ResponseBody,
+    context::{Leg, Response},
+    error::{Error, Kind},
+    upstream::outcome::Outcome,
+};
+
+/// The layer.
+#[derive(Clone, Debug)]
+pub struct Break<S> {
+    inner: S,
+}
+
+impl<S> Break<S> {
+    /// Around one try.
+    pub fn new(inner: S) -> Self {
+        Self { inner }
+    }
+}
+
+impl<S> Service<Rc<Leg>> for Break<S>
+where
+    S: Service<Rc<Leg>, Response = Response, Error = Error>,
+    S::Future: 'static,
+{
+    type Response = Response;
+    type Error = Error;
+    type Future = Either<S::Future, Later>;
+
+    always_ready!();
+
+    fn call(&mut self, leg: Rc<Leg>) -> Self::Future {
+        let outcome = match Outcome::admit(leg.upstream()) {
+            Ok(None) => return Either::Left(self.inner.call(leg)),
+            Ok(Some(outcome)) => outcome,
+            Err(seconds) => {
+                let error = Error::upstream(Kind::CircuitOpen, &leg.upstream().name, false, "the breaker is open");
+                let error = Error { retry_after: Some(seconds), ..error };
+                return Either::Right(Box::pin(std::future::ready(Err(error))));
+            }
+        };
+        let mut trying = Trying { leg: leg.clone(), outcome: Some(outcome) };
+        let future = self.inner.call(leg);
+        Either::Right(Box::pin(async move {
+            match future.await {
+                Ok(mut response) => {
+                    trying.answered(&mut response);
+                    Ok(response)
+                }
+                Err(error) => {
+                    trying.failed(&error);
+                    Err(error)
+                }
+            }
+        }))
+    }
+}
+
+/// A try whose outcome is not known yet.
+struct Trying {
+    leg: Rc<Leg>,
+    outcome: Option<Outcome>,
+}
+
+impl Trying {
+    fn is_slow(&self) -> bool {
+        let taken = self.leg.way.departed.get().map(|departed| departed.elapsed());
+        taken.zip(self.outcome.as_ref()).is_some_and(|(taken, outcome)| outcome.is_slow(taken))
+    }
+
+    fn answered(&mut self, response: &mut Response) {
+        let slow = self.is_slow();
+        let Some(outcome) = self.outcome.take() else { return };
+        let status = response.status();
+        if slow || (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED) {
+            outcome.tell(false);
+            return;
+        }
+        // Whether these are failures, the monolith's answer may say.
+        let wait = matches!(status, StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED);
+        match response.body_mut() {
+            ResponseBody::Upstream(body) => body.watch(outcome, wait),
+            ResponseBody::Empty | ResponseBody::Full(_) | ResponseBody::Tunnel(_) => outcome.tell(true),
+        }
+    }
+
+    fn failed(&mut self, error: &Error) {
+        if let Some(outcome) = self.outcome.take().filter(|_| error.kind.is_upstreams()) {
+            outcome.tell(false);
+        }
+    }
+}
+
+impl Drop for Trying {
+    /// Nobody waits any more: for a time limit the upstream is to blame, for a client that left only if it was slow already.
+    fn drop(&mut self) {
+        let slow = self.is_slow();
+        let expired = self.leg.context.upload.is_expired() && self.leg.way.departed.get().is_some();
+        if let Some(outcome) = self.outcome.take().filter(|_| slow || expired) {
+            outcome.tell(false);
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! The monolith in the service's place, where that cannot write twice.
+//!
+//! A request that the service never saw may be anybody's, whatever its method, as long as its body is
+//! whole. One that it may have seen is repeated elsewhere only if its method is safe, and only where
+//! the route says so; an `Idempotency-Key` protects inside one system, not across two, unless the
+//! route says that they share their keys.
+//!
+//! From here on the request's head does not change any more: it lies in the exchange, and its body
+//! waits there between tries. So what the monolith gets is what the client sent.
+
+use std::{
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use http::{HeaderValue, Method, StatusCode, header};
+use http_body::Body as _;
+use tower::Service;
+
+use super::{Later, always_ready};
+use crate::{
+    body::ResponseBody,
+    context::{Context, Leg, Request, Response},
+    error::{Earlier, Error, Kind},
+    fields,
+    http1::write::Overrides,
+    resilience::{bulkhead::Lane, millis},
+    snapshot::Fallback as Policy,
+    telemetry::metrics::{Arm, FALLBACKS},
+    upstream::{outcome::Outcome, pool::Way, upload::Home},
+};
+
+/// The layer.
+#[derive(Clone, Debug)]
+pub struct Fallback<S> {
+    inner: S,
+}
+
+impl<S> Fallback<S> {
+    /// Around what sends to one upstream.
+    pub fn new(inner: S) -> Self {
+        Self { inner }
+    }
+}
+
+impl<S> Service<Request> for Fallback<S>
+where
+    S: Service<Leg, Response = Response, Error = Error> + Clone + 'static,
+    S::Future: 'static,
+{
+    type Response = Response;
+    type Error = Error;
+    type Future = Later;
+
+    always_ready!();
+
+    fn call(&mut self, request: Request) -> Later {
+        let Request { http, context } = request;
+        let chunked = park(*http, &context);
+        let open = Open(&context).guard();
+        let Some(upstream) = context.upstream.get() else {
+            return Box::pin(std::future::ready(Err(Error::new(Kind::Internal))));
+        };
+        let route = context.route();
+        let policy = route.fallback.as_ref().filter(|_| context.arm.get() == Arm::Service);
+        if policy.is_none() {
+            let future = self.inner.call(leg(&context, upstream, Lane::Direct, true, chunked));
+            return Box::pin(async move {
+                let result = future.await;
+                drop(open);
+                result
+            });
+        }
+        let inner = self.inner.clone();
+        Box::pin(async move {
+            let result = ask(inner, &context, upstream, chunked).await;
+            drop(open);
+            result
+        })
+    }
+}
+
+/// Puts the request where every try finds it; whether its body goes in chunks.
+fn park(http: http::Request<crate::upstream::upload::RequestBody>, context: &Context) -> bool {
+    let (mut parts, body) = http.into_parts();
+    let mut chunked = false;
+    if body.upload().is_empty() {
+        // Says that there is no body where one is expected.
+        let expected = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
+        if expected && !parts.headers.contains_key(header::CONTENT_LENGTH) {
+            parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+    } else {
+        // Says how the body ends where it has no length.
+        if body.size_hint().exact().is_none() {
+            chunked = true;
+            parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        let route = context.route();
+        let again = route.retry.is_some() || route.fallback.is_some();
+        let _ = context.home.set(Home::new(body, if again { route.replay_body } else { 0 }));
+    }
+    // Nothing but a WebSocket that the route allows is ever upgraded.
+    if context.upgrade.get() && context.route().websocket {
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        parts.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    let _ = context.parts.set(parts);
+    chunked
+}
+
+/// While it lives, a body whose try is over comes back to be sent again.
+struct Open<'a>(&'a Context);
+
+impl Open<'_> {
+    fn guard(&self) -> Option<Closing> {
+        self.0.home.get().cloned().map(Closing)
+    }
+}
+
+struct Closing(Rc<Home>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+fn leg(context: &Context, upstream: usize, lane: Lane, last_resort: bool, chunked: bool) -> Leg {
+    let known = &context.local.snapshot.upstreams[upstream];
+    let several = known.urls.len() > 1 || known.discovery.is_some();
+    let hash = || {
+        let headers = &context.parts.get()?.headers;
+        known.hash_by.iter().find_map(|key| key.find(headers, context.client.get())).map(|found| found.hash())
+    };
+    let way = Way {
+        lane,
+        last_resort,
+        overrides: Overrides::default(),
+        own_host: false,
+        chunked,
+        may_repeat: !context.overridden.get(),
+        idle: context.route().limits.idle,
+        random: std::cell::Cell::new(if several { context.worker.random() } else { 0 }),
+        hash: if several { hash().unwrap_or_else(|| context.worker.random()) } else { 0 },
+        tried: std::cell::RefCell::default(),
+        departed: std::cell::Cell::new(None),
+        sent: std::cell::Cell::new(false),
+    };
+    Leg { context: context.clone(), upstream, way }
+}
+
+/// An index of `FALLBACKS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    Unavailable,
+    ServerError,
+    NotFound,
+    NotImplemented,
+    Learned,
+}
+
+async fn ask<S>(mut inner: S, context: &Context, service: usize, chunked: bool) -> Result<Response, Error>
+where
+    S: Service<Leg, Response = Response, Error = Error>,
+{
+    let Some(policy) = &context.route().fallback else { return Err(Error::new(Kind::Internal)) };
+    let path = context.uri.path();
+    let method = context.method.as_str();
+    let absences = policy.not_found || policy.not_implemented;
+    if absences && !is_safe(&context.method) {
+        policy.learned.forget();
+    }
+    let now = || millis(tokio::time::Instant::now());
+    if absences && may_repeat(context, policy) && policy.learned.is_absent(method, path, now()) {
+        return instead(&mut inner, context, service, Reason::Learned, chunked, None).await;
+    }
+    let result = inner.call(leg(context, service, Lane::Direct, false, chunked)).await;
+    let Some(reason) = reason(context, policy, &result) else {
+        if absences
+            && let Ok(response) = &result
+            && (response.status().is_success() || response.status().is_redirection())
+        {
+            policy.learned.found(method, path);
+        }
+        return result;
+    };
+    // What was sent must not have been changed, and must be whole.
+    if !(context.upload.is_empty() || context.home.get().is_some_and(|home| home.rewind())) {
+        return result;
+    }
+    let (outcome, earlier) = match result {
+        Ok(response) => (let_go(response), None),
+        Err(error) => {
+            context.count_limit(error.kind);
+            (None, Some(error))
+        }
+    };
+    let answer = instead(&mut inner, context, service, reason, chunked, earlier).await;
+    let has_it = answer.as_ref().is_ok_and(|answer| answer.status().is_success() || answer.status().is_redirection());
+    if matches!(reason, Reason::NotFound | Reason::NotImplemented) {
+        if has_it {
+            policy.learned.missed(method, path, now());
+        }
+        // Where the monolith does not have it either, the service was right.
+        if let Some(outcome) = outcome {
+            outcome.tell(!has_it);
+        }
+    }
+    answer
+}
+
+/// Takes what is there of an answer that nobody gets; what the breaker has yet to hear of it.
+fn let_go(response: Response) -> Option<Outcome> {
+    let ResponseBody::Upstream(mut body) = response.into_body() else { return None };
+    let outcome = body.take_outcome();
+    body.drain();
+    outcome
+}
+
+/// Asks the monolith.
+async fn instead<S>(
+    inner: &mut S,
+    context: &Context,
+    service: usize,
+    reason: Reason,
+    chunked: bool,
+    failed: Option<Error>,
+) -> Result<Response, Error>
+where
+    S: Service<Leg, Response = Response, Error = Error>,
+{
+    let route = context.route();
+    let baseline = route.baseline;
+    route.stats.rare.fallbacks[reason as usize].fetch_add(1, Relaxed);
+    context.fallback.set(Some((service, reason as usize)));
+    context.decide_anew(Arm::Legacy, baseline);
+    let name = &context.local.snapshot.upstreams[service].name;
+    let kind = failed.as_ref().map(|error| error.kind);
+    let answer = inner.call(leg(context, baseline, Lane::Last, true, chunked)).await;
+    match answer {
+        Ok(mut response) => {
+            let told = said(name, &context.local.snapshot.upstreams[baseline].name, reason, kind);
+            if let Ok(value) = HeaderValue::try_from(told) {
+                response.headers_mut().append(fields::PROXY_STATUS, value);
+            }
+            Ok(response)
+        }
+        Err(mut error) => {
+            let earlier = kind.map(|kind| Earlier { upstream: name.clone(), kind });
+            error.earlier = error.earlier.or(earlier);
+            // Either may be back first.
+            let sooner = [error.retry_after, failed.and_then(|failed| failed.retry_after)].into_iter().flatten().min();
+            error.retry_after = sooner;
+            Err(error)
+        }
+    }
+}
+
+/// `Proxy-Status` of an answer that another gave (RFC 9209).
+fn said(service: &Arc<str>, baseline: &Arc<str>, reason: Reason, kind: Option<Kind>) -> String {
+    let mut told = format!("gw; next-hop={baseline}");
+    if let Some(kind) = kind {
+        told.push_str("; error=");
+        told.push_str(kind.word());
+    }
+    told.push_str("; details=\"in place of ");
+    told.push_str(service);
+    told.push_str(": ");
+    told.push_str(FALLBACKS[reason as usize]);
+    told.push('"');
+    told
+}
+
+/// RFC 9110 §9.2.1.
+fn is_safe(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+}
+
+/// Whether the monolith may get what the service may have seen.
+fn may_repeat(context: &Context, policy: &Policy) -> bool {
+    if context.overridden.get() {
+        return false;
+    }
+    let keyed = || {
+        let headers = context.parts.get().map(|parts| &parts.headers);
+        headers.and_then(|headers| headers.get(fields::IDEMPOTENCY_KEY)).is_some_and(|key| !key.is_empty())
+    };
+    is_safe(&context.method) || (policy.keys_shared && keyed())
+}
+
+/// Why the monolith is to be asked; nothing where the answer stands.
+fn reason(context: &Context, policy: &Policy, result: &Result<Response, Error>) -> Option<Reason> {
+    match result {
+        Err(error) if !error.sent && error.kind.is_unavailable() => policy.unavailable.then_some(Reason::Unavailable),
+        Err(error) if !error.sent && error.kind == Kind::AttemptTimeout => {
+            policy.unavailable.then_some(Reason::Unavailable)
+        }
+        Err(error) => {
+            let failed = policy.server_error && error.kind.is_upstreams() && may_repeat(context, policy);
+            failed.then_some(Reason::ServerError)
+        }
+        Ok(response) => {
+            let reason = match response.status() {
+                StatusCode::NOT_FOUND if policy.not_found => Reason::NotFound,
+                StatusCode::NOT_IMPLEMENTED if policy.not_implemented => Reason::NotImplemented,
+                status if status.is_server_error() && policy.server_error => Reason::ServerError,
+                _ => return None,
+            };
+            may_repeat(context, policy).then_some(reason)
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Retries, and the time limit of each try.
+//!
+//! What may have reached the upstream is sent again only where that changes nothing (RFC 9110
+//! §9.2.2), and nothing once a response's head went on. One budget an upstream keeps retries from
+//! becoming the load that brings it down.
+
+use std::{
+    rc::Rc,
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, SystemTime},
+};
+
+use http::{HeaderMap, header};
+use tokio::time::Instant;
+use tower::Service;
+
+use super::{Later, always_ready};
+use crate::{
+    body::ResponseBody,
+    context::{Exchange, Leg, Response},
+    error::{Error, Kind},
+    fields,
+    resilience::{balance::Candidate as _, millis},
+    snapshot::Retry as Policy,
+    upstream::{pool::is_idempotent, upload::within},
+};
+
+/// The layer.
+#[derive(Clone, Debug)]
+pub struct Retry<S> {
+    inner: S,
+}
+
+impl<S> Retry<S> {
+    /// Around each try.
+    pub fn new(inner: S) -> Self {
+        Self { inner }
+    }
+}
+
+impl<S> Service<Rc<Leg>> for Retry<S>
+where
+    S: Service<Rc<Leg>, Response = Response, Error = Error> + Clone + 'static,
+    S::Future: 'static,
+{
+    type Response = Response;
+    type Error = Error;
+    type Future = Later;
+
+    always_ready!();
+
+    fn call(&mut self, leg: Rc<Leg>) -> Later {
+        let inner = self.inner.clone();
+        Box::pin(tries(inner, leg))
+    }
+}
+
+async fn tries<S>(mut inner: S, leg: Rc<Leg>) -> Result<Response, Error>
+where
+    S: Service<Rc<Leg>, Response = Response, Error = Error>,
+{
+    let context = &leg.context;
+    let policy = context.route().retry.as_ref();
+    if policy.is_some() {
+        leg.upstream().budget.deposit(millis(context.started));
+    }
+    let mut retries = 0;
+    loop {
+        let result = one(&mut inner, &leg).await;
+        let Some(policy) = policy.filter(|policy| retries < policy.retries) else { return result };
+        let Some(pause) = next(&leg, policy, retries + 1, &result) else { return result };
+        retries += 1;
+        match result {
+            Ok(response) => {
+                if let ResponseBody::Upstream(body) = response.into_body() {
+                    body.drain();
+                }
+            }
+            Err(error) => context.count_limit(error.kind),
+        }
+        context.route().stats.rare.retries.fetch_add(1, Relaxed);
+        if !pause.is_zero() {
+            context.worker.timer.sleep(pause).await;
+        }
+    }
+}
+
+async fn one<S>(inner: &mut S, leg: &Rc<Leg>) -> Result<Response, Error>
+where
+    S: Service<Rc<Leg>, Response = Response, Error = Error>,
+{
+    let context = &leg.context;
+    context.attempts.set(context.attempts.get() + 1);
+    leg.way.sent.set(false);
+    leg.way.departed.set(None);
+    context.upload.set_expired(false);
+    let Some(limit) = context.route().limits.attempt else { return inner.call(leg.clone()).await };
+    let start = Instant::now();
+    let future = inner.call(leg.clone());
+    let timer = &context.worker.timer;
+    let result =
+        Box::pin(within(timer, &context.upload, Some(limit), None, Kind::AttemptTimeout, start, future)).await;
+    result.map_err(|mut error| {
+        if error.upstream.is_none() && matches!(error.kind, Kind::AttemptTimeout | Kind::WriteTimeout) {
+            error.upstream = Some(leg.upstream().name.clone());
+            error.sent = leg.way.sent.get();
+        }
+        error
+    })
+}
+
+/// Whether the request's body, if it has one, is as it was at first.
+fn is_whole(context: &Exchange) -> bool {
+    context.upload.is_empty() || context.home.get().is_some_and(|home| home.rewind())
+}
+
+/// How long to wait before the next try; nothing where there is to be none.
+fn next(leg: &Leg, policy: &Policy, number: u32, result: &Result<Response, Error>) -> Option<Duration> {
+    let context = &leg.context;
+    let (sent, asked) = match result {
+        Ok(response) => {
+            if !policy.statuses.contains(&response.status()) {
+                return None;
+            }
+            (true, retry_after(response.headers()))
+        }
+        Err(error) => {
+            if !matches(policy, error) {
+                return None;
+            }
+            (error.sent, None)
+        }
+    };
+    let upstream = leg.upstream();
+    let endpoints = upstream.endpoints.load();
+    let now = millis(Instant::now());
+    let another = endpoints.iter().any(|endpoint| {
+        endpoint.vitals.is_up()
+            && !endpoint.vitals.is_ejected(now)
+            && !leg.way.tried.borrow().contains(&endpoint.id())
+    });
+    if sent && !is_repeatable(context, policy) {
+        return None;
+    }
+    // The upstream knows best when to come back; whoever cannot wait so long passes on what it said.
+    if asked.is_some_and(|asked| asked > policy.max) {
+        return None;
+    }
+    // Where some of it is still on its way, or was too much to be kept, an answer is passed on as it is.
+    if !is_whole(context) {
+        return None;
+    }
+    let free = !sent && another;
+    if !free && !upstream.budget.withdraw(now, policy.budget) {
+        context.route().stats.rare.unaffordable.fetch_add(1, Relaxed);
+        return None;
+    }
+    Some(if free { Duration::ZERO } else { pause(policy, number, context.worker.random()).max(asked.unwrap_or_default()) })
+}
+
+/// A failure counts by its own word, and as the status that the client would get for it.
+fn matches(policy: &Policy, error: &Error) -> bool {
+    if error.kind.is_connect() && policy.connect {
+        return true;
+    }
+    match error.kind {
+        // It is full, or left alone: another try would find it so.
+        Kind::ConnectionLimit | Kind::PendingTimeout | Kind::NoEndpoint | Kind::CircuitOpen => false,
+        Kind::Terminated if policy.reset || (!error.sent && policy.connect) => true,
+        kind if kind.is_upstreams() => policy.statuses.contains(&kind.status()),
+        _ => false,
+    }
+}
+
+fn is_repeatable(context: &Exchange, policy: &Policy) -> bool {
+    if context.overridden.get() {
+        return false;
+    }
+    let keyed = || {
+        let headers = context.parts.get().map(|parts| &parts.headers);
+        headers.and_then(|headers| headers.get(fields::IDEMPOTENCY_KEY)).is_some_and(|key| !key.is_empty())
+    };
+    is_idempotent(&context.method) || (policy.keys_honoured && keyed())
+}
+
+/// Full jitter: between nothing and what doubles with each retry (Envoy's formula).
+fn pause(policy: &Policy, number: u32, random: u64) -> Duration {
+    let most = policy.base.saturating_mul((1 << number.min(20)) - 1).min(policy.max);
+    let micros = u64::try_from(most.as_micros()).unwrap_or(u64::MAX);
+    Duration::from_micros(if micros == 0 { 0 } else { random % (micros + 1) })
+}
+
+/// `Retry-After`, as seconds or as a date (RFC 9110 §10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy() -> Policy {
+        Policy {
+            retries: 3,
+            connect: true,
+            reset: false,
+            statuses: vec![StatusCode::GATEWAY_TIMEOUT],
+            base: Duration::from_millis(25),
+            max: Duration::from_millis(250),
+            budget: 2_000,
+            keys_honoured: false,
+        }
+    }
+
+    #[test]
+    fn pauses_grow_to_their_limit_and_use_all_of_it() {
+        let longest = |number| {
+            let pauses = (0..10_000_u64).map(|n| pause(&policy(), number, n.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+            pauses.max().unwrap_or_default()
+        };
+        let near = |number, millis: u64| {
+            let longest = longest(number);
+            let most = Duration::from_millis(millis);
+            assert!(longest <= most && longest >= most * 98 / 100, "{longest:?} of {most:?}");
+        };
+        near(1, 25);
+        near(2, 75);
+        near(3, 175);
+        near(4, 250);
+        near(40, 250);
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
+            retry_after(&headers)
+        };
+        assert_eq!(read("2"), Some(Duration::from_secs(2)));
+        assert_eq!(read("soon"), None);
+        assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100));
+        assert!(read(&later).is_some_and(|wait| wait > Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn a_failure_counts_by_its_word_and_by_its_status() {
+        let error = |kind, sent| Error::upstream(kind, &"orders".into(), sent, "");
+        assert!(matches(&policy(), &error(Kind::ConnectionRefused, false)));
+        assert!(matches(&policy(), &error(Kind::AttemptTimeout, true)));
+        assert!(matches(&policy(), &error(Kind::Terminated, false)));
+        assert!(!matches(&policy(), &error(Kind::Terminated, true)));
+        assert!(!matches(&policy(), &error(Kind::CircuitOpen, false)));
+        assert!(!matches(&policy(), &error(Kind::ClientAborted, false)));
+        let only_statuses = Policy { connect: false, ..policy() };
+        assert!(matches(&only_statuses, &error(Kind::ConnectTimeout, false)));
+        assert!(!matches(&only_statuses, &error(Kind::ConnectionRefused, false)));
+    }
+}

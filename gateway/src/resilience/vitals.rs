@@ -1,0 +1,181 @@
+//! How one endpoint does: its latency, what is on its way to it, whether it is out.
+//!
+//! Shared by all workers; every field is an atomic of its own, since none decides
+//! anything together with another.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{
+        AtomicBool, AtomicU32, AtomicU64,
+        Ordering::Relaxed,
+    },
+};
+
+/// The time in which an old latency loses half of its weight, in milliseconds. Finagle's peak EWMA decays by e in 10 s.
+const HALF_LIFE: u64 = 7_000;
+/// What is younger changes an average by too little to be counted, in milliseconds.
+const STEP: u64 = 64;
+/// What a failure counts as, in microseconds: a quick error must not look like a quick answer.
+const FAILURE: u64 = 1_000_000;
+/// What nothing known counts as, in microseconds.
+const UNKNOWN: u64 = 100;
+/// The longest ejection, in milliseconds (Envoy's `max_ejection_time`).
+const LONGEST: u64 = 300_000;
+/// The least share of an endpoint that comes back, of 1,000 (Envoy's `min_weight_percent`).
+const LEAST: u64 = 100;
+
+/// When an endpoint is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outlier {
+    /// Failures in a row.
+    pub consecutive: u32,
+    /// How long it must have been in for its next ejection to be one step shorter, in milliseconds.
+    pub interval: u64,
+    /// The first ejection, in milliseconds.
+    pub base: u64,
+    /// How many may be out, of 10,000.
+    pub max_ejected: u64,
+}
+
+#[derive(Debug, Default)]
+struct Ejection {
+    /// How often, less what time has forgiven.
+    times: u64,
+}
+
+/// One endpoint's state.
+#[derive(Debug, Default)]
+pub struct Vitals {
+    flying: AtomicU32,
+    /// Milliseconds (32 bits, wrapping) and microseconds (32 bits).
+    latency: AtomicU64,
+    /// Whether its checks say that it is out.
+    down: AtomicBool,
+    failures: AtomicU32,
+    /// Since when it is in; nothing for one that always was.
+    since: AtomicU64,
+    /// Until when it is out.
+    ejected: AtomicU64,
+    ejection: Mutex<Ejection>,
+}
+
+impl Vitals {
+    /// One that comes to others that are there already.
+    pub fn newcomer(now: u64) -> Self {
+        Self { since: AtomicU64::new(now), ..Self::default() }
+    }
+
+    /// A request is on its way.
+    pub fn begin(&self) {
+        self.flying.fetch_add(1, Relaxed);
+    }
+
+    /// It is over.
+    pub fn end(&self) {
+        self.flying.fetch_sub(1, Relaxed);
+    }
+
+    /// Requests on their way.
+    pub fn flying(&self) -> u32 {
+        self.flying.load(Relaxed)
+    }
+
+    /// A response's head took so long. A peak counts at once and is forgotten slowly, whatever the rate.
+    pub fn observe(&self, now: u64, micros: u64) {
+        let micros = micros.min(u64::from(u32::MAX));
+        let _ = self.latency.try_update(Relaxed, Relaxed, |word| {
+            let (before, age) = Self::aged(word, now);
+            let kept = if before <= micros {
+                micros
+            } else if age < STEP {
+                return None;
+            } else {
+                let raw = word & u64::from(u32::MAX);
+                before + micros * (raw - before) / raw
+            };
+            Some(now << 32 | kept)
+        });
+    }
+
+    /// What it was, forgotten as far as time has gone on; and how old it is.
+    fn aged(word: u64, now: u64) -> (u64, u64) {
+        let (stamp, micros) = (word >> 32, word & u64::from(u32::MAX));
+        let age = (now & u64::from(u32::MAX)).wrapping_sub(stamp) & u64::from(u32::MAX);
+        let (whole, part) = (age / HALF_LIFE, age % HALF_LIFE);
+        let halved = if whole >= 32 { 0 } else { micros >> whole };
+        (halved - halved * part / (2 * HALF_LIFE), age)
+    }
+
+    /// What a request would wait for, about: its latency times what is on its way, more while it warms up.
+    pub fn load(&self, now: u64, slow_start: u64) -> u64 {
+        let (micros, _) = Self::aged(self.latency.load(Relaxed), now);
+        let load = micros.max(UNKNOWN) * (u64::from(self.flying()) + 1);
+        load * 1_000 / self.weight(now, slow_start)
+    }
+
+    /// Its share, of 1,000: it grows from a tenth while it warms up.
+    pub fn weight(&self, now: u64, slow_start: u64) -> u64 {
+        let since = self.since.load(Relaxed);
+        if since == 0 || slow_start == 0 {
+            return 1_000;
+        }
+        (now.saturating_sub(since) * 1_000 / slow_start).clamp(LEAST, 1_000)
+    }
+
+    /// Its checks' verdict. Whether that is news.
+    pub fn set_down(&self, down: bool, now: u64) -> bool {
+        if self.down.swap(down, Relaxed) == down {
+            return false;
+        }
+        if !down {
+            self.welcome(now);
+        }
+        true
+    }
+
+    fn welcome(&self, now: u64) {
+        self.ejected.store(0, Relaxed);
+        self.failures.store(0, Relaxed);
+        self.since.store(now, Relaxed);
+    }
+
+    /// Whether its checks say that it is in.
+    pub fn is_up(&self) -> bool {
+        !self.down.load(Relaxed)
+    }
+
+    /// Whether it is left out for its failures.
+    pub fn is_ejected(&self, now: u64) -> bool {
+        self.ejected.load(Relaxed) > now
+    }
+
+    /// It answered.
+    pub fn succeed(&self) {
+        // A look is cheaper than a write that others must hear of.
+        if self.failures.load(Relaxed) != 0 {
+            self.failures.store(0, Relaxed);
+        }
+    }
+
+    /// It failed. Whether it has failed often enough in a row to be left out.
+    pub fn fail(&self, now: u64, outlier: Option<&Outlier>) -> bool {
+        let (latency, _) = Self::aged(self.latency.load(Relaxed), now);
+        self.observe(now, latency.max(FAILURE));
+        let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
+        outlier.is_some_and(|outlier| failures >= outlier.consecutive) && !self.is_ejected(now)
+    }
+
+    /// Leaves it out; for how long, in milliseconds.
+    pub fn eject(&self, now: u64, outlier: &Outlier) -> u64 {
+        let mut ejection = self.ejection.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.ejected.load(Relaxed);
+        let forgiven = if before == 0 { 0 } else { now.saturating_sub(before) / outlier.interval.max(1) };
+        ejection.times = ejection.times.saturating_sub(forgiven) + 1;
+        let lasts = (outlier.base * ejection.times).min(LONGEST.max(outlier.base));
+        self.failures.store(0, Relaxed);
+        self.ejected.store(now + lasts, Relaxed);
+        // When it comes back it warms up.
+        self.since.store(now + lasts, Relaxed);
+        lasts
+    }
+}

@@ -1,0 +1,94 @@
+//! What watches over upstreams beside the workers: health checks and name lookups, as the snapshot that runs wants them.
+//!
+//! A task lives as long as what it is about: an upstream that a reload leaves alone
+//! keeps its own, an endpoint that is gone takes its own along.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::task::AbortHandle;
+
+use crate::{
+    snapshot::Store,
+    upstream::{
+        Upstream,
+        discovery::{Resolver, follow},
+        endpoint::Endpoint,
+        health,
+    },
+};
+
+/// How often endpoints are looked at for new ones.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A task, and what it is about.
+struct Watched {
+    upstream: Arc<Upstream>,
+    /// The endpoint that is checked; nothing where the upstream's name is followed.
+    endpoint: Option<Arc<Endpoint>>,
+    task: AbortHandle,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Watches for ever.
+pub(super) async fn watch(store: Arc<Store>) {
+    let mut watched: Vec<Watched> = Vec::new();
+    let mut resolver: Option<(Vec<std::net::SocketAddr>, Resolver)> = None;
+    loop {
+        let snapshot = store.current();
+        watched.retain(|watched| {
+            let upstream = &watched.upstream;
+            snapshot.upstreams.iter().any(|known| Arc::ptr_eq(known, upstream))
+                && watched
+                    .endpoint
+                    .as_ref()
+                    .is_none_or(|endpoint| upstream.endpoints.load().iter().any(|known| Arc::ptr_eq(known, endpoint)))
+        });
+        if resolver.as_ref().is_some_and(|(servers, _)| *servers != snapshot.resolver) {
+            resolver = None;
+            watched.retain(|watched| watched.endpoint.is_some());
+        }
+        for upstream in &snapshot.upstreams {
+            if upstream.discovery.is_some() && !watched.iter().any(|watched| is_about(watched, upstream, None)) {
+                if resolver.is_none() {
+                    match Resolver::new(&snapshot.resolver) {
+                        Ok(new) => resolver = Some((snapshot.resolver.clone(), new)),
+                        Err(why) => tracing::error!(why, "cannot look up names; name a server with `resolver:`"),
+                    }
+                }
+                if let Some((_, resolver)) = &resolver {
+                    let task = tokio::task::spawn_local(follow(upstream.clone(), resolver.clone())).abort_handle();
+                    watched.push(Watched { upstream: upstream.clone(), endpoint: None, task });
+                }
+            }
+            let Some(config) = &upstream.health else { continue };
+            for endpoint in upstream.endpoints.load().iter() {
+                if !watched.iter().any(|watched| is_about(watched, upstream, Some(endpoint))) {
+                    let check = health::check(upstream.clone(), endpoint.clone(), config.clone());
+                    let task = tokio::task::spawn_local(check).abort_handle();
+                    watched.push(Watched { upstream: upstream.clone(), endpoint: Some(endpoint.clone()), task });
+                }
+            }
+        }
+        let discovers = snapshot.upstreams.iter().any(|upstream| upstream.discovery.is_some());
+        drop(snapshot);
+        if discovers {
+            let _ = tokio::time::timeout(LOOK, store.changed.notified()).await;
+        } else {
+            store.changed.notified().await;
+        }
+    }
+}
+
+fn is_about(watched: &Watched, upstream: &Arc<Upstream>, endpoint: Option<&Arc<Endpoint>>) -> bool {
+    Arc::ptr_eq(&watched.upstream, upstream)
+        && match (&watched.endpoint, endpoint) {
+            (None, None) => true,
+            (Some(known), Some(endpoint)) => Arc::ptr_eq(known, endpoint),
+            _ => false,
+        }
+}

@@ -1,0 +1,145 @@
+//! Endpoints by name: addresses (A, AAAA) or services (SRV), asked for again when their time to live is over.
+//!
+//! What a name server cannot say changes nothing: the last good answer stands. An endpoint
+//! that has gone gets no new request, and what is on its way to it ends in peace.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use hickory_resolver::{
+    Resolver as Hickory, TokioResolver,
+    config::{ConnectionConfig, NameServerConfig, ResolverConfig},
+    net::runtime::TokioRuntimeProvider,
+    proto::rr::{RData, RecordType},
+};
+
+use super::Upstream;
+use crate::config::Url;
+
+/// An answer is believed for as long at least, whatever it says.
+const LEAST: Duration = Duration::from_secs(1);
+/// An answer is believed for as long at most: a hosts file has no time to live.
+const MOST: Duration = Duration::from_mins(5);
+/// The first pause after a failure; it doubles.
+const AGAIN: Duration = Duration::from_millis(500);
+/// The longest pause after a failure.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Endpoints of one upstream, at most.
+const ENDPOINTS: usize = 1_000;
+
+/// Asks name servers.
+#[derive(Clone)]
+pub struct Resolver(TokioResolver);
+
+impl Resolver {
+    /// Asks these, or those of the system where there are none.
+    pub fn new(servers: &[SocketAddr]) -> Result<Self, String> {
+        let provider = TokioRuntimeProvider::default();
+        let mut builder = if servers.is_empty() {
+            Hickory::builder(provider).map_err(|error| error.to_string())?
+        } else {
+            let server = |address: &SocketAddr| {
+                let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()]
+                    .map(|mut connection| {
+                        connection.port = address.port();
+                        connection
+                    })
+                    .to_vec();
+                NameServerConfig::new(address.ip(), true, connections)
+            };
+            let config = ResolverConfig::from_parts(None, Vec::new(), servers.iter().map(server).collect());
+            Hickory::builder_with_config(config, provider)
+        };
+        // What it keeps is kept here, for as long as it may be.
+        builder.options_mut().cache_size = 0;
+        builder.options_mut().timeout = Duration::from_secs(2);
+        builder.options_mut().attempts = 2;
+        builder.build().map(Self).map_err(|error| error.to_string())
+    }
+
+    /// The addresses of a name, and for how long.
+    async fn addresses(&self, name: &str) -> Result<(Vec<IpAddr>, Duration), String> {
+        let found = self.0.lookup_ip(name).await.map_err(|error| error.to_string())?;
+        let ttl = found.as_lookup().answers().iter().map(|record| record.ttl).min().unwrap_or(0);
+        Ok((found.iter().collect(), Duration::from_secs(ttl.into())))
+    }
+
+    /// The endpoints of an upstream, and for how long.
+    async fn endpoints(&self, upstream: &Upstream) -> Result<(Vec<Url>, Duration), String> {
+        let Some(discovery) = &upstream.discovery else { return Err("nothing to look up".to_owned()) };
+        let known = upstream.url();
+        let url = |ip: IpAddr, port| Url { host: ip.to_string(), port, ..known.clone() };
+        if !discovery.srv {
+            let (addresses, ttl) = self.addresses(&discovery.name).await?;
+            return Ok((addresses.into_iter().map(|ip| url(ip, known.port)).collect(), ttl));
+        }
+        let found =
+            self.0.lookup(discovery.name.as_str(), RecordType::SRV).await.map_err(|error| error.to_string())?;
+        let mut ttl = u32::MAX;
+        let mut services = Vec::new();
+        for record in found.answers() {
+            if let RData::SRV(service) = &record.data {
+                ttl = ttl.min(record.ttl);
+                services.push((service.priority, service.target.to_utf8(), service.port));
+            }
+        }
+        // A target of "." says that the service is not there (RFC 2782).
+        services.retain(|(_, target, port)| target != "." && *port > 0);
+        let first = services.iter().map(|(priority, ..)| *priority).min();
+        let mut ttl = Duration::from_secs(ttl.into());
+        let mut urls = Vec::new();
+        let mut failed = None;
+        for (_, target, port) in services.into_iter().filter(|(priority, ..)| Some(*priority) == first) {
+            match self.addresses(&target).await {
+                Ok((addresses, lasts)) => {
+                    ttl = ttl.min(lasts);
+                    urls.extend(addresses.into_iter().map(|ip| url(ip, port)));
+                }
+                Err(error) => failed = Some(format!("{target}: {error}")),
+            }
+        }
+        // Half an answer would take away what is still there.
+        match failed {
+            Some(failed) => Err(failed),
+            None => Ok((urls, ttl)),
+        }
+    }
+}
+
+/// Follows an upstream's name for ever.
+pub async fn follow(upstream: Arc<Upstream>, resolver: Resolver) {
+    let mut pause = AGAIN;
+    loop {
+        let told = resolver.endpoints(&upstream).await.and_then(|(mut urls, ttl)| {
+            if urls.is_empty() {
+                return Err("it has no address".to_owned());
+            }
+            urls.sort_by(|a, b| (&a.host, a.port).cmp(&(&b.host, b.port)));
+            urls.dedup();
+            urls.truncate(ENDPOINTS);
+            let changed = upstream.set_endpoints(&urls, &upstream.endpoints.load())?;
+            Ok((changed, urls, ttl))
+        });
+        let wait = match told {
+            Ok((changed, urls, ttl)) => {
+                if changed {
+                    let endpoints: Vec<String> = urls.iter().map(|url| format!("{}:{}", url.host, url.port)).collect();
+                    tracing::info!(upstream = &*upstream.name, ?endpoints, "the endpoints have changed");
+                }
+                pause = AGAIN;
+                ttl.clamp(LEAST, MOST)
+            }
+            Err(why) => {
+                upstream.give_up_finding();
+                tracing::warn!(upstream = &*upstream.name, why, "its name could not be looked up; what was known stands");
+                let wait = pause;
+                pause = (pause * 2).min(PATIENCE);
+                wait
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
+}

@@ -224,9 +224,7 @@ impl Kind {
                 "The gateway has as many requests as it may",
                 Some("proxy_internal_response"),
             ),
-            Self::RateLimited => {
-                row(StatusCode::TOO_MANY_REQUESTS, "Too many requests", Some("http_request_denied"))
-            }
+            Self::RateLimited => row(StatusCode::TOO_MANY_REQUESTS, "Too many requests", Some("http_request_denied")),
             Self::Tls => {
                 row(StatusCode::BAD_GATEWAY, "The upstream's TLS handshake failed", Some("tls_protocol_error"))
             }
@@ -337,12 +335,28 @@ impl Kind {
 impl Error {
     /// An error before any upstream was involved.
     pub fn new(kind: Kind) -> Self {
-        Self { kind, upstream: None, sent: false, detail: String::new(), fields: Vec::new(), retry_after: None, earlier: None }
+        Self {
+            kind,
+            upstream: None,
+            sent: false,
+            detail: String::new(),
+            fields: Vec::new(),
+            retry_after: None,
+            earlier: None,
+        }
     }
 
     /// An error with an upstream.
     pub fn upstream(kind: Kind, upstream: &Arc<str>, sent: bool, detail: impl fmt::Display) -> Self {
-        Self { kind, upstream: Some(upstream.clone()), sent, detail: detail.to_string(), fields: Vec::new(), retry_after: None, earlier: None }
+        Self {
+            kind,
+            upstream: Some(upstream.clone()),
+            sent,
+            detail: detail.to_string(),
+            fields: Vec::new(),
+            retry_after: None,
+            earlier: None,
+        }
     }
 
     /// The response that the client gets.

@@ -126,7 +126,7 @@ async fn limits_run_while_a_post_waits_for_a_connection() {
         let answer = asked.await.unwrap();
         assert_eq!(
             (answer.status, answer.field("proxy-status")),
-            (504, "gw; error=http_response_timeout; next-hop=legacy")
+            (504, "gw; error=http_response_timeout; next-hop=legacy; details=\"the limit `request` fired\"")
         );
     }
 }

@@ -53,9 +53,9 @@ async fn the_right_authority_and_the_right_name_or_nothing() {
     let text: String =
         upstreams.iter().map(|(name, url)| format!("  {name}: {{url: \"{url}\", ca: ca.pem}}\n")).collect();
     let routes: String = ["name", "stranger", "plain"]
-        .map(|name| format!("  - {{match: /{name}, upstream: {name}, stage: migrated}}\n"))
+        .map(|name| format!("  - {{match: /{name}, upstream: {name}, stage: migrated, fallback: none}}\n"))
         .concat();
-    std::fs::write(&file, Gateway::whole(&format!("upstreams:\n{text}  system: {{url: \"https://localhost:{port}\"}}\nroutes:\n{routes}  - {{match: /system, upstream: system, stage: migrated}}\n"))).unwrap();
+    std::fs::write(&file, Gateway::whole(&format!("upstreams:\n{text}  system: {{url: \"https://localhost:{port}\"}}\nroutes:\n{routes}  - {{match: /system, upstream: system, stage: migrated, fallback: none}}\n"))).unwrap();
     let gateway = Gateway::start_on(&file, &[]).await;
     assert_eq!(send(gateway.address, "GET", "/", &[], "").await.text(), "secret");
     for (name, error) in [

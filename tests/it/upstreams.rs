@@ -15,7 +15,11 @@ use crate::yaml;
 fn assert_failed(answer: &Answer, status: u16, error: &str) {
     assert_eq!(answer.status, status, "{}", answer.text());
     assert_eq!(answer.field("content-type"), "application/problem+json");
-    assert_eq!(answer.field("proxy-status"), format!("gw; error={error}; next-hop=legacy"));
+    let limit = match answer.json()["limit"].as_str() {
+        Some(limit) => format!("; details=\"the limit `{limit}` fired\""),
+        None => String::new(),
+    };
+    assert_eq!(answer.field("proxy-status"), format!("gw; error={error}; next-hop=legacy{limit}"));
     assert_eq!(
         (answer.json()["status"].as_u64(), answer.json()["upstream"].as_str()),
         (Some(u64::from(status)), Some("legacy"))
@@ -164,7 +168,7 @@ async fn what_may_have_been_sent_is_repeated_only_where_that_is_harmless() {
     // The second request on a connection is read, and the connection closed without an answer.
     let legacy =
         Origin::start(|request| if request.line().contains("/again") { Reply::Close } else { Reply::ok("ok") }).await;
-    let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
+    let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "defaults: {retry: none}\n")).await;
     for (method, override_field, arrivals) in
         [("GET", None, 2), ("PUT", None, 2), ("POST", None, 1), ("PATCH", None, 1), ("GET", Some("POST"), 1)]
     {

@@ -175,6 +175,18 @@ pub enum FallbackOn {
     NotImplemented,
 }
 
+impl FallbackOn {
+    /// The word in the file.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::ServerError => "5xx",
+            Self::NotFound => "404",
+            Self::NotImplemented => "501",
+        }
+    }
+}
+
 const FALLBACK_WORDS: &str = "`unavailable`, `5xx`, `404` or `501`";
 
 impl<'de> Deserialize<'de> for FallbackOn {

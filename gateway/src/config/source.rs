@@ -16,8 +16,8 @@ use super::{
     diagnostic::{Diagnostic, MOST, Report, Severity},
     env,
     file::{FileConfig, IncludedConfig, RouteConfig},
-    upstream::UpstreamConfig,
     tree::{Place, Step, Tree, locate},
+    upstream::UpstreamConfig,
 };
 
 /// Shorter values of variables, such as `1`, are no secrets, and would be found in any text.

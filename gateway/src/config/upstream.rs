@@ -133,7 +133,8 @@ fn three() -> u32 {
 }
 
 impl ShortForm for HealthConfig {
-    const WHAT: &'static str = "a path like `/healthz`, or a map with `path`, `every`, `timeout`, `healthy_after`, `unhealthy_after`";
+    const WHAT: &'static str =
+        "a path like `/healthz`, or a map with `path`, `every`, `timeout`, `healthy_after`, `unhealthy_after`";
     fn from_short(text: &str) -> Result<Self, String> {
         Ok(Self {
             path: text.to_owned(),
@@ -250,7 +251,8 @@ impl std::str::FromStr for Rate {
             _ => return Err(wrong()),
         };
         let digits = !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit());
-        let count = count.parse().ok().filter(|count| digits && (1..=1_000_000_000).contains(count)).ok_or_else(wrong)?;
+        let count =
+            count.parse().ok().filter(|count| digits && (1..=1_000_000_000).contains(count)).ok_or_else(wrong)?;
         Ok(Self { count, seconds })
     }
 }

@@ -20,6 +20,7 @@ use tower::Service;
 use super::{Later, always_ready};
 use crate::{
     body::ResponseBody,
+    config::policy::FallbackOn,
     context::{Context, Leg, Request, Response},
     error::{Earlier, Error, Kind},
     fields,
@@ -167,7 +168,7 @@ where
     let Some(policy) = &context.route().fallback else { return Err(Error::new(Kind::Internal)) };
     let path = context.uri.path();
     let method = context.method.as_str();
-    let absences = policy.not_found || policy.not_implemented;
+    let absences = policy.on(FallbackOn::NotFound) || policy.on(FallbackOn::NotImplemented);
     if absences && !is_safe(&context.method) {
         policy.learned.forget();
     }
@@ -292,19 +293,21 @@ fn may_repeat(context: &Context, policy: &Policy) -> bool {
 /// Why the monolith is to be asked; nothing where the answer stands.
 fn reason(context: &Context, policy: &Policy, result: &Result<Response, Error>) -> Option<Reason> {
     match result {
-        Err(error) if !error.sent && error.kind.is_unavailable() => policy.unavailable.then_some(Reason::Unavailable),
+        Err(error) if !error.sent && error.kind.is_unavailable() => {
+            policy.on(FallbackOn::Unavailable).then_some(Reason::Unavailable)
+        }
         Err(error) if !error.sent && error.kind == Kind::AttemptTimeout => {
-            policy.unavailable.then_some(Reason::Unavailable)
+            policy.on(FallbackOn::Unavailable).then_some(Reason::Unavailable)
         }
         Err(error) => {
-            let failed = policy.server_error && error.kind.is_upstreams() && may_repeat(context, policy);
+            let failed = policy.on(FallbackOn::ServerError) && error.kind.is_upstreams() && may_repeat(context, policy);
             failed.then_some(Reason::ServerError)
         }
         Ok(response) => {
             let reason = match response.status() {
-                StatusCode::NOT_FOUND if policy.not_found => Reason::NotFound,
-                StatusCode::NOT_IMPLEMENTED if policy.not_implemented => Reason::NotImplemented,
-                status if status.is_server_error() && policy.server_error => Reason::ServerError,
+                StatusCode::NOT_FOUND if policy.on(FallbackOn::NotFound) => Reason::NotFound,
+                StatusCode::NOT_IMPLEMENTED if policy.on(FallbackOn::NotImplemented) => Reason::NotImplemented,
+                status if status.is_server_error() && policy.on(FallbackOn::ServerError) => Reason::ServerError,
                 _ => return None,
             };
             may_repeat(context, policy).then_some(reason)

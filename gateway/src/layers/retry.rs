@@ -98,8 +98,7 @@ where
     let start = Instant::now();
     let future = inner.call(leg.clone());
     let timer = &context.worker.timer;
-    let result =
-        Box::pin(within(timer, &context.upload, Some(limit), None, Kind::AttemptTimeout, start, future)).await;
+    let result = Box::pin(within(timer, &context.upload, Some(limit), None, Kind::AttemptTimeout, start, future)).await;
     result.map_err(|mut error| {
         if error.upstream.is_none() && matches!(error.kind, Kind::AttemptTimeout | Kind::WriteTimeout) {
             error.upstream = Some(leg.upstream().name.clone());
@@ -135,9 +134,7 @@ fn next(leg: &Leg, policy: &Policy, number: u32, result: &Result<Response, Error
     let endpoints = upstream.endpoints.load();
     let now = millis(Instant::now());
     let another = endpoints.iter().any(|endpoint| {
-        endpoint.vitals.is_up()
-            && !endpoint.vitals.is_ejected(now)
-            && !leg.way.tried.borrow().contains(&endpoint.id())
+        endpoint.vitals.is_up() && !endpoint.vitals.is_ejected(now) && !leg.way.tried.borrow().contains(&endpoint.id())
     });
     if sent && !is_repeatable(context, policy) {
         return None;
@@ -155,7 +152,11 @@ fn next(leg: &Leg, policy: &Policy, number: u32, result: &Result<Response, Error
         context.route().stats.rare.unaffordable.fetch_add(1, Relaxed);
         return None;
     }
-    Some(if free { Duration::ZERO } else { pause(policy, number, context.worker.random()).max(asked.unwrap_or_default()) })
+    Some(if free {
+        Duration::ZERO
+    } else {
+        pause(policy, number, context.worker.random()).max(asked.unwrap_or_default())
+    })
 }
 
 /// A failure counts by its own word, and as the status that the client would get for it.
@@ -202,6 +203,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
+
     use super::*;
 
     fn policy() -> Policy {

@@ -183,6 +183,7 @@ impl Breaker {
     }
 
     /// A try's verdict.
+    #[allow(clippy::needless_pass_by_value, reason = "a pass has one verdict")]
     pub fn record(&self, now: u64, pass: Pass, succeeded: bool) -> Option<Change> {
         let mut seen = self.word.load(Acquire);
         let mut counted = false;

@@ -66,7 +66,11 @@ struct Queue {
 
 impl Queue {
     fn next(&mut self) -> Option<&mut VecDeque<Arc<Ticket>>> {
-        if self.direct.is_empty() { Some(&mut self.last).filter(|last| !last.is_empty()) } else { Some(&mut self.direct) }
+        if self.direct.is_empty() {
+            Some(&mut self.last).filter(|last| !last.is_empty())
+        } else {
+            Some(&mut self.direct)
+        }
     }
 
     fn len(&self) -> usize {
@@ -121,8 +125,7 @@ impl Bulkhead {
 
     /// Waits for a place. Resolves to nothing: whoever went in leaves by [`Bulkhead::leave`].
     pub fn enter(&self, limits: Limits, lane: Lane) -> Result<Entering<'_>, Full> {
-        let ticket =
-            Arc::new(Ticket { max: limits.max, state: AtomicU8::new(WAITING), waker: Mutex::new(None) });
+        let ticket = Arc::new(Ticket { max: limits.max, state: AtomicU8::new(WAITING), waker: Mutex::new(None) });
         let mut queue = lock(&self.queue);
         if queue.len() >= limits.pending as usize {
             // Somebody may have left since there was no room.

@@ -26,7 +26,10 @@ pub struct Quota {
 impl Quota {
     /// So many in so many seconds.
     pub fn new(count: u32, seconds: u32, burst: u32) -> Self {
-        Self { cost: (u64::from(seconds) * 1_000_000).div_ceil(u64::from(count.max(1))).max(1), burst: u64::from(burst.max(1)) }
+        Self {
+            cost: (u64::from(seconds) * 1_000_000).div_ceil(u64::from(count.max(1))).max(1),
+            burst: u64::from(burst.max(1)),
+        }
     }
 
     /// Seconds until a burst is there again after a whole one.

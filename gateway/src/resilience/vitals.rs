@@ -5,10 +5,7 @@
 
 use std::sync::{
     Mutex, PoisonError,
-    atomic::{
-        AtomicBool, AtomicU32, AtomicU64,
-        Ordering::Relaxed,
-    },
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
 /// The time in which an old latency loses half of its weight, in milliseconds. Finagle's peak EWMA decays by e in 10 s.

@@ -15,10 +15,9 @@ use crate::{
             CanaryConfig, ClientsConfig, EditConfig, GoneConfig, HeadersConfig, KeySource, PredicateConfig,
             RewriteConfig, TimeoutConfig, Upgrade,
         },
-        parse_date, prefix_segments,
-        policy::{
-            FallbackConfig, FallbackOn, Idempotency, IdempotencyKey, Per, RateLimitConfig, RetryConfig, RetryOn,
-        },
+        parse_date,
+        policy::{FallbackConfig, Idempotency, IdempotencyKey, Per, RateLimitConfig, RetryConfig, RetryOn},
+        prefix_segments,
         values::{OrNone, Size},
     },
     fields::{BAGGAGE_MEMBER, X_FORWARDED_PREFIX},
@@ -188,12 +187,8 @@ fn fallback(config: Option<&OrNone<FallbackConfig>>, learned: impl FnOnce() -> A
         Some(OrNone::None) => return None,
         Some(OrNone::Some(config)) => config,
     };
-    let on = |on| config.when.contains(&on);
     Some(Fallback {
-        unavailable: on(FallbackOn::Unavailable),
-        server_error: on(FallbackOn::ServerError),
-        not_found: on(FallbackOn::NotFound),
-        not_implemented: on(FallbackOn::NotImplemented),
+        when: config.when.clone(),
         keys_shared: config.idempotency == Idempotency::Shared,
         learned: learned(),
     })

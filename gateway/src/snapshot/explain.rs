@@ -268,13 +268,7 @@ fn policies(route: &Route) -> Vec<String> {
         all.push("retry: none".to_owned());
     }
     if let Some(fallback) = &route.fallback {
-        let words = [
-            (fallback.unavailable, "unavailable"),
-            (fallback.server_error, "5xx"),
-            (fallback.not_found, "404"),
-            (fallback.not_implemented, "501"),
-        ];
-        let when: Vec<&str> = words.into_iter().filter(|(is, _)| *is).map(|(_, word)| word).collect();
+        let when: Vec<&str> = fallback.when.iter().map(|on| on.word()).collect();
         all.push(format!("fallback: when {}", when.join(", ")));
     } else if route.stage.uses_service() {
         all.push("fallback: none".to_owned());

@@ -24,7 +24,7 @@ pub use self::{
     store::{Registry, Reloaded, Status, Store},
 };
 use crate::{
-    config::{Stage, file::HostRewrite},
+    config::{Stage, file::HostRewrite, policy::FallbackOn},
     resilience::{gcra::Limiter, learned::Learned},
     routing::{cohort::Cohort, key::Key, path::PathPolicy, table::Table},
     telemetry::metrics::RouteStats,
@@ -209,18 +209,19 @@ pub struct Retry {
 /// When the monolith answers in the service's place.
 #[derive(Debug)]
 pub struct Fallback {
-    /// Where the request was never sent.
-    pub unavailable: bool,
-    /// Where the service failed.
-    pub server_error: bool,
-    /// Where it does not have this.
-    pub not_found: bool,
-    /// Where it cannot do this.
-    pub not_implemented: bool,
+    /// The reasons.
+    pub when: Vec<FallbackOn>,
     /// Whether both systems know each other's idempotency keys.
     pub keys_shared: bool,
     /// What the service was seen not to have.
     pub learned: Arc<Learned>,
+}
+
+impl Fallback {
+    /// Whether this is a reason.
+    pub fn on(&self, reason: FallbackOn) -> bool {
+        self.when.contains(&reason)
+    }
 }
 
 /// How many requests are let through.

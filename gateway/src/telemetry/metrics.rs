@@ -328,11 +328,17 @@ impl Collector for All {
     }
 }
 
+/// One counter of several.
+type Of<T> = fn(&T) -> &AtomicU64;
+/// Several that one label tells apart.
+type Several = fn(&RareStats) -> &[AtomicU64; 5];
+/// Those who are in, or those who wait.
+type Side = fn((u64, u64)) -> u64;
+
 impl All {
     /// Counters of routes that nearly always are zero, and then left out.
     fn encode_rare(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        type Get = fn(&RareStats) -> &AtomicU64;
-        let plain: [(&str, &str, Get); 3] = [
+        let plain: [(&str, &str, Of<RareStats>); 3] = [
             ("retries", "Tries beside the first", |rare| &rare.retries),
             ("retries_over_budget", "Tries that the retry budget did not allow", |rare| &rare.unaffordable),
             ("rate_limited", "Requests beyond the rate limit, answered 429", |rare| &rare.limited),
@@ -344,9 +350,10 @@ impl All {
                 count => counter(&mut metric, &[("route", route)], count),
             })?;
         }
-        type Several = fn(&RareStats) -> &[AtomicU64; 5];
         let labelled: [(&str, &str, &str, [&str; 5], Several); 2] = [
-            ("fallbacks", "Answers of the monolith in the service's place", "reason", FALLBACKS, |rare| &rare.fallbacks),
+            ("fallbacks", "Answers of the monolith in the service's place", "reason", FALLBACKS, |rare| {
+                &rare.fallbacks
+            }),
             ("timeouts", "Time limits that fired", "limit", LIMITS, |rare| &rare.timeouts),
         ];
         for (name, help, label, words, get) in labelled {
@@ -374,10 +381,7 @@ impl All {
         result
     }
 
-    fn each_upstream(
-        &self,
-        mut visit: impl FnMut(&str, &UpstreamStats, UpstreamNow) -> fmt::Result,
-    ) -> fmt::Result {
+    fn each_upstream(&self, mut visit: impl FnMut(&str, &UpstreamStats, UpstreamNow) -> fmt::Result) -> fmt::Result {
         let mut result = Ok(());
         self.0.upstreams(&mut |name, stats, now| {
             if result.is_ok() {
@@ -391,18 +395,13 @@ impl All {
         let mut metric =
             encoder.encode_descriptor("upstream_connections", "Connections open", None, MetricType::Gauge)?;
         self.each_upstream(|name, stats, _| gauge(&mut metric, &[("upstream", name)], stats.open.load(Relaxed)))?;
-        let mut metric = encoder.encode_descriptor(
-            "upstream_connects",
-            "Connections made, by result",
-            None,
-            MetricType::Counter,
-        )?;
+        let mut metric =
+            encoder.encode_descriptor("upstream_connects", "Connections made, by result", None, MetricType::Counter)?;
         self.each_upstream(|name, stats, _| {
             counter(&mut metric, &[("upstream", name), ("result", "ok")], stats.connected.load(Relaxed))?;
             counter(&mut metric, &[("upstream", name), ("result", "failed")], stats.failed.load(Relaxed))
         })?;
-        type Get = fn(&UpstreamStats) -> &AtomicU64;
-        let counters: [(&str, &str, Get); 5] = [
+        let counters: [(&str, &str, Of<UpstreamStats>); 5] = [
             ("upstream_reuses", "Requests on a connection that had served another", |stats| &stats.reused),
             ("upstream_shed", "Requests that found no place, or whose turn did not come in time", |stats| &stats.shed),
             ("upstream_breaker_refused", "Tries that the circuit breaker refused", |stats| &stats.refused),
@@ -437,10 +436,13 @@ impl All {
             }
             Ok(())
         })?;
-        type Side = fn((u64, u64)) -> u64;
         let occupancies: [(&str, &str, Side); 2] = [
-            ("upstream_requests_in_flight", "Requests in flight, where `max_requests` limits them", |(inside, _)| inside),
-            ("upstream_requests_pending", "Requests that wait, where `max_requests` limits them", |(_, waiting)| waiting),
+            ("upstream_requests_in_flight", "Requests in flight, where `max_requests` limits them", |(inside, _)| {
+                inside
+            }),
+            ("upstream_requests_pending", "Requests that wait, where `max_requests` limits them", |(_, waiting)| {
+                waiting
+            }),
         ];
         for (name, help, side) in occupancies {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;

@@ -76,8 +76,7 @@ impl Resolver {
             let (addresses, ttl) = self.addresses(&discovery.name).await?;
             return Ok((addresses.into_iter().map(|ip| url(ip, known.port)).collect(), ttl));
         }
-        let found =
-            self.0.lookup(discovery.name.as_str(), RecordType::SRV).await.map_err(|error| error.to_string())?;
+        let found = self.0.lookup(discovery.name.as_str(), RecordType::SRV).await.map_err(|error| error.to_string())?;
         let mut ttl = u32::MAX;
         let mut services = Vec::new();
         for record in found.answers() {
@@ -134,7 +133,11 @@ pub async fn follow(upstream: Arc<Upstream>, resolver: Resolver) {
             }
             Err(why) => {
                 upstream.give_up_finding();
-                tracing::warn!(upstream = &*upstream.name, why, "its name could not be looked up; what was known stands");
+                tracing::warn!(
+                    upstream = &*upstream.name,
+                    why,
+                    "its name could not be looked up; what was known stands"
+                );
                 let wait = pause;
                 pause = (pause * 2).min(PATIENCE);
                 wait

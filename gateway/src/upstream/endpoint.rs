@@ -43,7 +43,11 @@ impl Endpoint {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         // Where a name was looked up, its own is what certificates and `Host` have.
         let official = if upstream.discovery.is_some() { upstream.url() } else { &url };
-        let name = if url.host.contains(':') { format!("[{}]:{}", url.host, url.port) } else { format!("{}:{}", url.host, url.port) };
+        let name = if url.host.contains(':') {
+            format!("[{}]:{}", url.host, url.port)
+        } else {
+            format!("{}:{}", url.host, url.port)
+        };
         Ok(Self {
             id: NEXT.fetch_add(1, Relaxed),
             authority: HeaderValue::try_from(official.authority.as_str()).map_err(|error| error.to_string())?,
@@ -59,7 +63,8 @@ impl Endpoint {
     /// Whether an upstream would make this one of the same url.
     pub(super) fn is_for(&self, upstream: &Upstream) -> bool {
         let roots = upstream.roots.as_ref();
-        self.tls.is_some() == roots.is_some() && self.tls.as_ref().is_none_or(|tls| roots.is_some_and(|roots| tls.is_of(roots)))
+        self.tls.is_some() == roots.is_some()
+            && self.tls.as_ref().is_none_or(|tls| roots.is_some_and(|roots| tls.is_of(roots)))
     }
 }
 

@@ -28,7 +28,8 @@ pub async fn check(upstream: Arc<Upstream>, endpoint: Arc<Endpoint>, config: Hea
     let (mut good, mut bad) = (0, 0);
     // Not all of them at the same moment.
     let spread = endpoint.id.wrapping_mul(0x9E37_79B9_7F4A_7C15) % 1_000;
-    let first = config.every.0.min(Duration::from_secs(1)).mul_f64(f64::from(u32::try_from(spread).unwrap_or(0)) / 1_000.0);
+    let first =
+        config.every.0.min(Duration::from_secs(1)).mul_f64(f64::from(u32::try_from(spread).unwrap_or(0)) / 1_000.0);
     tokio::time::sleep(first).await;
     loop {
         let told = match timeout(config.timeout.0, ask(&upstream, &endpoint, &config.path)).await {
@@ -43,11 +44,10 @@ pub async fn check(upstream: Arc<Upstream>, endpoint: Arc<Endpoint>, config: Hea
             Ok(()) if good >= config.healthy_after && endpoint.vitals.set_down(false, now) => {
                 tracing::info!(upstream = name, endpoint = address, "an endpoint is healthy again");
             }
-            Ok(()) => {}
             Err(why) if bad >= config.unhealthy_after && endpoint.vitals.set_down(true, now) => {
                 tracing::warn!(upstream = name, endpoint = address, why, "an endpoint is unhealthy");
             }
-            Err(_) => {}
+            Ok(()) | Err(_) => {}
         }
         tokio::time::sleep(config.every.0).await;
     }

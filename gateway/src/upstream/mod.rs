@@ -173,8 +173,10 @@ impl Upstream {
         before: Option<&Self>,
         prohibited: Arc<ArcSwap<Vec<SocketAddr>>>,
     ) -> Result<Self, String> {
-        let listed: Vec<Url> = config.url.iter().chain(&config.urls).map(|url| parse_url(url)).collect::<Result<_, _>>()?;
-        let named = [(&config.dns, false), (&config.srv, true)].into_iter().find_map(|(text, srv)| Some((text.as_ref()?, srv)));
+        let listed: Vec<Url> =
+            config.url.iter().chain(&config.urls).map(|url| parse_url(url)).collect::<Result<_, _>>()?;
+        let named =
+            [(&config.dns, false), (&config.srv, true)].into_iter().find_map(|(text, srv)| Some((text.as_ref()?, srv)));
         let (urls, discovery) = match named {
             None => (listed, None),
             Some((text, srv)) => {
@@ -184,7 +186,11 @@ impl Upstream {
             }
         };
         let tls = urls.first().ok_or("no address")?.tls;
-        let roots = if tls { Some(connect::Roots::new(config.ca.as_ref().map(|ca| folder.join(ca)).as_deref())?) } else { None };
+        let roots = if tls {
+            Some(connect::Roots::new(config.ca.as_ref().map(|ca| folder.join(ca)).as_deref())?)
+        } else {
+            None
+        };
         let limit = |span: Span| span.limit().unwrap_or(Duration::MAX);
         let several = discovery.is_some() || urls.len() > 1;
         let breaker = match &config.breaker {
@@ -234,7 +240,8 @@ impl Upstream {
         // The same name still has the same addresses, until it is asked again.
         if let (Some(discovery), Some(before)) = (&this.discovery, before)
             && let Some(earlier) = &before.discovery
-            && (&earlier.name, earlier.srv, before.url().port, before.url().tls) == (&discovery.name, discovery.srv, this.url().port, tls)
+            && (&earlier.name, earlier.srv, before.url().port, before.url().tls)
+                == (&discovery.name, discovery.srv, this.url().port, tls)
             && before.found.load(Relaxed)
         {
             let urls: Vec<Url> = known.iter().map(|endpoint| endpoint.url.clone()).collect();

@@ -231,13 +231,12 @@ impl Pool {
                     Some(Place(upstream.clone()))
                 }
             };
-            let connection = match self.permits.clone().try_acquire_owned() {
-                Ok(connection) => connection,
-                Err(_) => {
-                    let full = || shed(Kind::ConnectionLimit, "every connection is in use, and enough requests wait");
-                    let _waiting = Pending::new(upstream).ok_or_else(full)?;
-                    self.permits.clone().acquire_owned().await.map_err(|_| full())?
-                }
+            let connection = if let Ok(connection) = self.permits.clone().try_acquire_owned() {
+                connection
+            } else {
+                let full = || shed(Kind::ConnectionLimit, "every connection is in use, and enough requests wait");
+                let _waiting = Pending::new(upstream).ok_or_else(full)?;
+                self.permits.clone().acquire_owned().await.map_err(|_| full())?
             };
             Ok(Permit { _place: place, _connection: connection })
         };
@@ -311,7 +310,9 @@ impl Pool {
         let endpoints = self.upstream.endpoints.load();
         self.idle.borrow_mut().retain_mut(|wire| {
             endpoints.iter().any(|endpoint| Arc::ptr_eq(endpoint, &wire.endpoint))
-                && wire.is_quiet() && wire.born.elapsed() < limits.max_age && wire.idle_since.elapsed() < limits.idle
+                && wire.is_quiet()
+                && wire.born.elapsed() < limits.max_age
+                && wire.idle_since.elapsed() < limits.idle
         });
     }
 
@@ -352,6 +353,7 @@ async fn meanwhile<T>(
 
 /// How a request goes to an upstream, and how far it came.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each says one thing, and none excludes another")]
 pub struct Way {
     /// Who goes first where it is full.
     pub lane: Lane,

@@ -139,12 +139,11 @@ fn split_port(authority: &str, scheme: &str) -> (String, u16) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{UpstreamConfig, file::ConnectionsConfig};
+    use crate::config::UpstreamConfig;
 
     fn upstream(name: &str, url: &str) -> Upstream {
-        let config = UpstreamConfig { url: url.to_owned(), ca: None, connections: ConnectionsConfig::default() };
-        Upstream::new(name, &config, std::path::Path::new(""), 1, std::sync::Arc::default(), std::sync::Arc::default())
-            .unwrap()
+        let config = UpstreamConfig { url: Some(url.to_owned()), ..UpstreamConfig::default() };
+        Upstream::new(name, &config, std::path::Path::new(""), 1, None, std::sync::Arc::default()).unwrap()
     }
 
     fn check(prefix: Option<&str>, test: impl Fn(View<'_>)) {

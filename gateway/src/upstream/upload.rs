@@ -377,7 +377,9 @@ impl RequestBody {
         // Whoever closed the home wants nothing again.
         let wanted = self.home.as_ref().is_some_and(|home| home.open.get());
         match (frame.data_ref(), frame.trailers_ref()) {
-            (Some(data), _) if wanted && tape.data.len() + data.len() <= tape.limit => tape.data.extend_from_slice(data),
+            (Some(data), _) if wanted && tape.data.len() + data.len() <= tape.limit => {
+                tape.data.extend_from_slice(data);
+            }
             (None, Some(trailers)) if wanted => tape.trailers = Some(trailers.clone()),
             _ => *tape = Tape { torn: true, ..Tape::default() },
         }

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use http::{HeaderName, Uri};
 
 use super::{
-    policies::{Policies, check_policies},
     UNROUTED,
     headers::check_headers,
     matching::{check_match, header_name, header_value, must_arrive},
     overlaps::{groups, ties_and_unreachable},
+    policies::{Policies, check_policies},
 };
 use crate::{
     config::{

@@ -170,11 +170,7 @@ fn check_upstream(sources: &mut Sources, at: &At, config: &UpstreamConfig, addre
                     sources.error(&at.down(key), "not a name that a certificate can have".to_owned(), help);
                 }
             }
-            Err(why) => sources.error(
-                &at.down(key),
-                format!("not a name to look up: `{text}`"),
-                why,
-            ),
+            Err(why) => sources.error(&at.down(key), format!("not a name to look up: `{text}`"), why),
         }
     }
     if config.ca.is_some() && tls == Some(false) {
@@ -230,12 +226,32 @@ fn check_limits(sources: &mut Sources, at: &At, config: &UpstreamConfig) {
     let places = config.max_requests != Some(0);
     wrong(at.down("max_requests"), places, "no requests at all", "allow at least 1, or remove it for no limit");
     let waits = span(config.pending_timeout);
-    wrong(at.down("pending_timeout"), waits, "waiting without a limit", "write a duration like `5s`; `max_pending: 0` lets nobody wait");
+    wrong(
+        at.down("pending_timeout"),
+        waits,
+        "waiting without a limit",
+        "write a duration like `5s`; `max_pending: 0` lets nobody wait",
+    );
     let hashed = config.balance == Balance::RingHash;
-    wrong(at.down("hash_by"), hashed || config.hash_by == [KeySource::Ip], "`hash_by` without `ring_hash`", "write `balance: ring_hash`, or remove it");
-    wrong(at.down("hash_by"), !config.hash_by.is_empty(), "nothing to hash", "name `cookie:NAME`, `header:NAME` or `ip`");
+    wrong(
+        at.down("hash_by"),
+        hashed || config.hash_by == [KeySource::Ip],
+        "`hash_by` without `ring_hash`",
+        "write `balance: ring_hash`, or remove it",
+    );
+    wrong(
+        at.down("hash_by"),
+        !config.hash_by.is_empty(),
+        "nothing to hash",
+        "name `cookie:NAME`, `header:NAME` or `ip`",
+    );
     let sticky = config.hash_by.contains(&KeySource::Sticky);
-    wrong(at.down("hash_by"), !sticky, "`sticky` chooses the arm, not the endpoint", "name `cookie:NAME`, `header:NAME` or `ip`");
+    wrong(
+        at.down("hash_by"),
+        !sticky,
+        "`sticky` chooses the arm, not the endpoint",
+        "name `cookie:NAME`, `header:NAME` or `ip`",
+    );
     if let Some(health) = &config.health {
         let at = at.down("health");
         let path = health.path.starts_with('/') && health.path.parse::<http::uri::PathAndQuery>().is_ok();
@@ -255,9 +271,15 @@ fn check_limits(sources: &mut Sources, at: &At, config: &UpstreamConfig) {
     }
     if let Some(OrNone::Some(breaker)) = &config.breaker {
         let at = at.down("breaker");
-        let within = |span: Span, from: u64, to: u64| (Duration::from_millis(from)..=Duration::from_secs(to)).contains(&span.0);
+        let within =
+            |span: Span, from: u64, to: u64| (Duration::from_millis(from)..=Duration::from_secs(to)).contains(&span.0);
         let (ratio, half) = (breaker.failure_ratio.0 > 0, (1..=10_000).contains(&breaker.half_open_requests));
-        wrong(at.down("failure_ratio"), ratio, "a breaker that is always open", "write a share like `50%`, or `breaker: none`");
+        wrong(
+            at.down("failure_ratio"),
+            ratio,
+            "a breaker that is always open",
+            "write a share like `50%`, or `breaker: none`",
+        );
         wrong(at.down("min_requests"), breaker.min_requests > 0, "not a number of requests: 0", "1 or more");
         wrong(at.down("half_open_requests"), half, "not a number of requests", "from 1 to 10000");
         wrong(at.down("window"), within(breaker.window, 100, 3600), "window out of bounds", "from `100ms` to `1h`");

@@ -2,14 +2,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
 mod admin;
+mod breaker;
+mod bulkheads;
 mod commands;
 mod drain;
+mod endpoints;
+mod fallback;
+mod faults;
 mod flips;
 mod forwarding;
 mod language;
 mod limits;
+mod rates;
 mod regression;
 mod reload;
+mod retries;
 mod routing;
 mod semantics;
 mod streams;

@@ -5,6 +5,8 @@
 #![allow(clippy::missing_panics_doc, clippy::unwrap_used, clippy::expect_used, reason = "a harness fails by panicking")]
 
 pub mod client;
+pub mod dns;
+pub mod fault;
 pub mod gateway;
 pub mod http2;
 pub mod load;
@@ -13,6 +15,8 @@ pub mod origin;
 use std::time::Duration;
 
 pub use client::{Answer, Client, get, raw, send};
+pub use dns::Dns;
+pub use fault::{Fault, Faulty};
 pub use gateway::Gateway;
 pub use load::Load;
 pub use origin::{Origin, Reply, read_until};

@@ -103,6 +103,9 @@ impl<T> Visitor<'_> for Word<T> {
     fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
         (self.1)(text).ok_or_else(|| E::custom(format!("unknown condition: `{text}`; expected {}", self.0)))
     }
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
         self.visit_str(&number.to_string())
     }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use futures_util::future::Either;
 use http::StatusCode;
+use tokio::time::Instant;
 use tower::Service;
 
 use super::{Later, always_ready};
@@ -14,6 +15,7 @@ use crate::{
     body::ResponseBody,
     context::{Leg, Response},
     error::{Error, Kind},
+    resilience::millis,
     upstream::outcome::Outcome,
 };
 
@@ -97,7 +99,10 @@ impl Trying {
     }
 
     fn failed(&mut self, error: &Error) {
-        if let Some(outcome) = self.outcome.take().filter(|_| error.kind.is_upstreams()) {
+        let way = &self.leg.way;
+        // One endpoint that nobody can connect to is not the upstream, as long as another is asked in its place.
+        let elsewhere = !error.sent && way.more.get() && way.has_another(self.leg.upstream(), millis(Instant::now()));
+        if let Some(outcome) = self.outcome.take().filter(|_| error.kind.is_upstreams() && !elsewhere) {
             outcome.tell(false);
         }
     }

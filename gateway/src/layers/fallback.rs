@@ -145,6 +145,7 @@ fn leg(context: &Context, upstream: usize, lane: Lane, last_resort: bool, chunke
         random: std::cell::Cell::new(if several { context.worker.random() } else { 0 }),
         hash: if several { hash().unwrap_or_else(|| context.worker.random()) } else { 0 },
         tried: std::cell::RefCell::default(),
+        more: std::cell::Cell::new(false),
         departed: std::cell::Cell::new(None),
         sent: std::cell::Cell::new(false),
     };

@@ -20,7 +20,7 @@ use crate::{
     context::{Exchange, Leg, Response},
     error::{Error, Kind},
     fields,
-    resilience::{balance::Candidate as _, millis},
+    resilience::millis,
     snapshot::Retry as Policy,
     upstream::{pool::is_idempotent, upload::within},
 };
@@ -66,6 +66,7 @@ where
     }
     let mut retries = 0;
     loop {
+        leg.way.more.set(policy.is_some_and(|policy| policy.connect && retries < policy.retries));
         let result = one(&mut inner, &leg).await;
         let Some(policy) = policy.filter(|policy| retries < policy.retries) else { return result };
         let Some(pause) = next(&leg, policy, retries + 1, &result) else { return result };
@@ -130,12 +131,8 @@ fn next(leg: &Leg, policy: &Policy, number: u32, result: &Result<Response, Error
             (error.sent, None)
         }
     };
-    let upstream = leg.upstream();
-    let endpoints = upstream.endpoints.load();
     let now = millis(Instant::now());
-    let another = endpoints.iter().any(|endpoint| {
-        endpoint.vitals.is_up() && !endpoint.vitals.is_ejected(now) && !leg.way.tried.borrow().contains(&endpoint.id())
-    });
+    let another = leg.way.has_another(leg.upstream(), now);
     if sent && !is_repeatable(context, policy) {
         return None;
     }
@@ -148,7 +145,7 @@ fn next(leg: &Leg, policy: &Policy, number: u32, result: &Result<Response, Error
         return None;
     }
     let free = !sent && another;
-    if !free && !upstream.budget.withdraw(now, policy.budget) {
+    if !free && !leg.upstream().budget.withdraw(now, policy.budget) {
         context.route().stats.rare.unaffordable.fetch_add(1, Relaxed);
         return None;
     }

@@ -1,7 +1,7 @@
 //! Which endpoint gets a request.
 //!
 //! What its checks call out, or what was ejected, gets none; what this request has tried already gets
-//! it only where there is no other. Where more than half would be out by ejection, the
+//! it only where there is no other: then an ejected one comes before it. Where more than half would be out by ejection, the
 //! ejections are not believed (Envoy's panic threshold): then it is not the endpoints that fail.
 
 use super::vitals::{Outlier, Vitals};
@@ -49,6 +49,10 @@ impl Choice<'_> {
         let untried = |index: usize| !self.tried.contains(&all[index].id());
         let good = |index: usize| up(index) && (panics || !out(index));
         self.among(all, &|index| good(index) && untried(index))
+            // One that failed a while ago is a better guess than one that has just failed this request.
+            .or_else(
+                || if self.tried.is_empty() { None } else { self.among(all, &|index| up(index) && untried(index)) },
+            )
             .or_else(|| self.among(all, &good))
             .or_else(|| if self.last_resort { self.among(all, &|_| true) } else { None })
     }

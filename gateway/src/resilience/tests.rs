@@ -353,6 +353,9 @@ fn what_was_tried_or_is_out_comes_last() {
     assert_eq!(pick(&[], false), HashSet::from([Some(1), Some(2)]));
     assert_eq!(pick(&[1], false), HashSet::from([Some(2)]));
     assert_eq!(pick(&[1, 2], false), HashSet::from([Some(1), Some(2)]));
+    // What this request has seen fail comes after what was ejected for others' failures.
+    all[2].vitals.eject(1, &OUTLIER);
+    assert_eq!((pick(&[], false), pick(&[1], false)), (HashSet::from([Some(1)]), HashSet::from([Some(2)])));
     all[1].vitals.set_down(true, 1);
     all[2].vitals.set_down(true, 1);
     assert_eq!(pick(&[], false), HashSet::from([None]));

@@ -375,10 +375,24 @@ pub struct Way {
     pub hash: u64,
     /// Endpoints that were tried.
     pub tried: RefCell<Vec<u64>>,
+    /// Whether a try that fails is followed by another, where it may be.
+    pub more: Cell<bool>,
     /// When the last try had its place.
     pub departed: Cell<Option<Instant>>,
     /// Whether the upstream may have seen some of it.
     pub sent: Cell<bool>,
+}
+
+impl Way {
+    /// Whether a healthy endpoint has yet to be tried.
+    pub fn has_another(&self, upstream: &Upstream, now: u64) -> bool {
+        let tried = self.tried.borrow();
+        let endpoints = upstream.endpoints.load();
+        endpoints.len() > 1
+            && endpoints.iter().any(|endpoint| {
+                endpoint.vitals.is_up() && !endpoint.vitals.is_ejected(now) && !tried.contains(&endpoint.id)
+            })
+    }
 }
 
 /// A request's place at the upstream, and its connection.

@@ -327,6 +327,10 @@ pub struct Exchange {
     pub attempts: Cell<u32>,
     /// The index of the service in whose place another answered, and why: an index of `FALLBACKS`.
     pub fallback: Cell<Option<(usize, usize)>>,
+    /// The time limit that fired last, also where another try or another system answered all the same.
+    pub limit: Cell<Option<TimeLimit>>,
+    /// Routes whose predicates refused it: their rate limits hold wherever it falls.
+    pub guards: RefCell<Vec<usize>>,
     /// Whether it counts as one of the requests in flight.
     pub admitted: Cell<bool>,
     /// The index of its route.
@@ -388,6 +392,8 @@ impl Exchange {
             home: OnceCell::new(),
             attempts: Cell::new(0),
             fallback: Cell::new(None),
+            limit: Cell::new(None),
+            guards: RefCell::default(),
             admitted: Cell::new(false),
             route: Cell::new(local.snapshot.unrouted()),
             arm: Cell::new(Arm::Gateway),
@@ -443,6 +449,7 @@ impl Exchange {
     /// Counts a time limit that fired, if one did.
     pub fn count_limit(&self, kind: Kind) {
         if let Some(limit) = kind.limit() {
+            self.limit.set(Some(limit));
             self.route().stats.rare.timeouts[limit as usize].fetch_add(1, Relaxed);
         }
     }
@@ -515,7 +522,7 @@ impl Exchange {
                     .fallback
                     .get()
                     .map(|(service, reason)| (&*self.snapshot().upstreams[service].name, FALLBACKS[reason])),
-                limit: failure.as_ref().and_then(|(kind, _)| kind.limit()).map(TimeLimit::word),
+                limit: self.limit.get().map(TimeLimit::word),
                 error: failure.as_ref().map(|(kind, _)| kind.word()),
                 detail: failure.as_ref().map_or("", |(_, detail)| detail),
             });

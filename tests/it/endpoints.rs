@@ -240,7 +240,10 @@ async fn services_are_found_by_their_records() {
         assert_eq!(client.send(request("GET", "/", &[], "")).await.unwrap().status, 200);
     }
     assert_eq!((a.count(), b.count(), spare.count()), (10, 10, 0));
-    dns.set("_http._tcp.orders.test", Answer::Srv(vec![service(1, &spare)]));
+    // A target that has gone does not keep the others from being found, nor does a name with an underscore.
+    dns.set("my_host.test", Answer::A(vec![Ipv4Addr::LOCALHOST]));
+    let gone = (1, 9, "gone.test".to_owned());
+    dns.set("_http._tcp.orders.test", Answer::Srv(vec![gone, (1, spare.address.port(), "my_host.test".to_owned())]));
     until("the other is asked", async || {
         client.send(request("GET", "/", &[], "")).await.unwrap().field("x-served-by") == "spare"
     })

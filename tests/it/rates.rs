@@ -16,8 +16,7 @@ async fn what_is_left_is_told_and_what_is_beyond_is_refused() {
     for left in [2, 1, 0] {
         let answer = send(gateway.address, "GET", "/api/1", &[], "").await;
         assert_eq!(answer.status, 200);
-        // All of it is back after three minutes: one request a minute.
-        assert_eq!(answer.field("ratelimit-policy"), "\"ip\";q=3;w=180");
+        assert_eq!(answer.field("ratelimit-policy"), "\"ip\";q=60;w=3600");
         let told = answer.field("ratelimit").to_owned();
         assert!(told.starts_with(&format!("\"ip\";r={left};t=")), "{told}");
     }
@@ -26,12 +25,15 @@ async fn what_is_left_is_told_and_what_is_beyond_is_refused() {
     let wait: u64 = refused.field("retry-after").parse().unwrap();
     assert!((50..=60).contains(&wait), "{wait}");
     assert_eq!(refused.field("ratelimit"), format!("\"ip\";r=0;t={wait}"));
-    assert_eq!(refused.field("ratelimit-policy"), "\"ip\";q=3;w=180");
+    assert_eq!(refused.field("ratelimit-policy"), "\"ip\";q=60;w=3600");
     assert_eq!(
         (refused.field("content-type"), refused.json()["status"].as_u64()),
         ("application/problem+json", Some(429))
     );
     assert_eq!(legacy.count(), 3);
+    // A burst beyond the rate is a quota of its own.
+    let (_, burst) = start("{limit: 10/s, burst: 25}").await;
+    assert_eq!(send(burst.address, "GET", "/api/1", &[], "").await.field("ratelimit-policy"), "\"ip\";q=25;w=3");
     // Other routes are not counted.
     let other = send(gateway.address, "GET", "/", &[], "").await;
     assert_eq!((other.status, other.field("ratelimit")), (200, ""));

@@ -483,3 +483,175 @@ async fn an_answer_that_nobody_read_is_not_complete() {
     let line = gateway.access_line(|line| line["status"] == 200).await;
     assert_eq!(line["complete"], false);
 }
+
+/// The retries remembered only the last try: one that was never sent made the fallback believe that none had been. So a
+/// service that did what a DELETE said, and died before it answered, had the monolith do it as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_the_service_may_have_done_is_never_the_monoliths() {
+    for (method, fields, retry) in [
+        ("DELETE", vec![], "retries: 1"),
+        ("PUT", vec![], "retries: 3"),
+        ("POST", vec![("idempotency-key", "k")], "retries: 1, idempotency_key: honoured"),
+    ] {
+        let legacy = Origin::named("legacy").await;
+        // It takes the request, does what it says, and is killed before it answers.
+        let service = Origin::start(|_| Reply::Hang).await;
+        let proxy = tests::Faulty::start(service.address);
+        let gateway = Gateway::start(&format!(
+            "upstreams:\n  legacy: {{url: \"{}\"}}\n  orders: {{url: \"{}\"}}\n\
+             routes:\n  - {{name: orders, match: /orders, upstream: orders, stage: migrated, retry: {{{retry}}}}}\n",
+            legacy.url(),
+            proxy.url()
+        ))
+        .await;
+        let address = gateway.address;
+        let asked = tokio::spawn(async move { send(address, method, "/orders", &fields, "x").await });
+        until("the service has it", async || service.count() > 0).await;
+        proxy.set(tests::Fault::Refuse);
+        let answer = asked.await.unwrap();
+        assert_eq!((answer.status, legacy.count()), (502, 0), "{method}: {}", answer.text());
+    }
+}
+
+/// The same inside of one try: a connection that had served before broke after it took the request, the new one was
+/// refused, and only that was told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_a_broken_connection_took_is_never_the_monoliths() {
+    let legacy = Origin::named("legacy").await;
+    let service =
+        Origin::start(|request| if request.line().starts_with("DELETE") { Reply::Hang } else { Reply::ok("ok") }).await;
+    let proxy = tests::Faulty::start(service.address);
+    let gateway = Gateway::start(&format!(
+        "upstreams:\n  legacy: {{url: \"{}\"}}\n  orders: {{url: \"{}\"}}\n\
+         routes:\n  - {{name: orders, match: /orders, upstream: orders, stage: migrated, retry: none}}\n",
+        legacy.url(),
+        proxy.url()
+    ))
+    .await;
+    let address = gateway.address;
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    // A connection that is used again, at each worker.
+    for _ in 0..4 * workers {
+        assert_eq!(send(address, "GET", "/orders", &[], "").await.status, 200);
+    }
+    let before = service.count();
+    let asked = tokio::spawn(async move { send(address, "DELETE", "/orders", &[], "").await });
+    until("the service has it", async || service.count() > before).await;
+    proxy.set(tests::Fault::Refuse);
+    let answer = asked.await.unwrap();
+    assert_eq!((answer.status, legacy.count()), (502, 0), "{}", answer.text());
+}
+
+/// A client that paused its body was taken for a time limit, for which the upstream is to blame: a few such clients opened
+/// its breaker.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_stall_or_send_slowly_do_not_open_the_breaker() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let legacy = Origin::named("legacy").await;
+    let breaker = "breaker: {min_requests: 3, slow_call: 100ms, open_for: 1m}";
+    let gateway = Gateway::start(&format!(
+        "upstreams:\n  legacy: {{url: \"{}\", {breaker}}}\ndefaults: {{timeout: {{idle: 500ms}}}}\n",
+        legacy.url()
+    ))
+    .await;
+    let begin = async || {
+        let mut tcp = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+        tcp.write_all(b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 4\r\n\r\nab").await.unwrap();
+        tcp
+    };
+    for slow in [false, true] {
+        let mut clients = Vec::new();
+        for _ in 0..5 {
+            clients.push(begin().await);
+        }
+        if slow {
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        }
+        for tcp in &mut clients {
+            if slow {
+                tcp.write_all(b"cd").await.unwrap();
+            }
+            let mut got = String::new();
+            tcp.read_to_string(&mut got).await.unwrap();
+            assert!(got.starts_with(if slow { "HTTP/1.1 200" } else { "HTTP/1.1 408" }), "{got}");
+        }
+    }
+    let breaker = gateway.api("/api/status").await["upstreams"][0]["breaker"].clone();
+    assert_eq!((breaker["state"].as_str(), breaker["failures"].as_u64()), (Some("closed"), Some(0)));
+}
+
+/// What a health check had called out stayed out for ever when the file no longer asked for checks.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_no_longer_checked_is_in() {
+    let origin = Origin::start(|request| {
+        if request.line().contains("wrong") { Reply::new("404 Not Found", &[], "") } else { Reply::ok("ok") }
+    })
+    .await;
+    let file = |health: &str| {
+        format!(
+            "upstreams:\n  legacy: {{url: \"{}\"}}\n  orders: {{url: \"{}\"{health}}}\n\
+             routes:\n  - {{name: orders, match: /orders, upstream: orders, stage: migrated, fallback: none}}\n",
+            origin.url(),
+            origin.url().replace("127.0.0.1", "localhost")
+        )
+    };
+    let gateway = Gateway::start(&file(", health: {path: /wrong, every: 100ms, unhealthy_after: 1}")).await;
+    gateway.log_line("an endpoint is unhealthy").await;
+    gateway.flip(&file("")).await;
+    assert_eq!(send(gateway.address, "GET", "/orders", &[], "").await.status, 200);
+    until("it is in", async || gateway.api("/api/status").await["upstreams"][1]["endpoints"][0]["state"] == "healthy")
+        .await;
+}
+
+/// A request that a route's predicates refused was not counted by its limit: a PUT where only GET was named went on to the
+/// monolith without end.
+#[tokio::test(flavor = "multi_thread")]
+async fn falling_through_does_not_shed_the_rate_limit() {
+    let legacy = Origin::named("legacy").await;
+    let rest = "routes:\n  - {name: api, match: {path: /api, methods: [GET]}, rate_limit: {limit: 2/h}}\n";
+    let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], rest)).await;
+    let mut told = Vec::new();
+    for method in ["GET", "PUT", "PUT", "GET"] {
+        told.push(send(gateway.address, method, "/api", &[], "").await.status);
+    }
+    assert_eq!((told, legacy.count()), (vec![200, 200, 429, 429], 2));
+}
+
+/// A hanging endpoint was never told of: the time limit that ended its tries dropped them without a word, and the balance
+/// took it for the quickest of all.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_hangs_is_ejected() {
+    let good = Origin::named("good").await;
+    let hung = Origin::start(|_| Reply::Hang).await;
+    let gateway = Gateway::start(&format!(
+        "upstreams:\n  legacy: {{urls: [\"{}\", \"{}\"], balance: round_robin, outlier: {{consecutive_5xx: 3, base_ejection: 1h}}}}\n\
+         defaults: {{timeout: {{attempt: 100ms}}}}\n",
+        good.url(),
+        hung.url()
+    ))
+    .await;
+    for _ in 0..20 {
+        send(gateway.address, "POST", "/", &[], "x").await;
+    }
+    assert_eq!((hung.count(), good.count()), (3, 17));
+}
+
+/// The body of a large upload that found no connection in time was said to be one that the upstream did not read, and so
+/// was nobody's to take over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_upload_that_was_never_sent_falls_back_like_a_small_one() {
+    let legacy = Origin::named("legacy").await;
+    // A listener whose queue is full takes no more connections.
+    let full = crate::upstreams::socket_that_accepts_nobody();
+    let gateway = Gateway::start(&format!(
+        "upstreams:\n  legacy: {{url: \"{}\"}}\n  orders: {{url: \"http://{}\", connections: {{connect_timeout: 30s}}}}\n\
+         routes:\n  - {{name: orders, match: /orders, upstream: orders, stage: migrated, timeout: {{attempt: 200ms}}}}\n",
+        legacy.url(),
+        full.0
+    ))
+    .await;
+    for size in [10, 1_000_000] {
+        let answer = send(gateway.address, "POST", "/orders", &[], &"x".repeat(size)).await;
+        assert_eq!((answer.status, legacy.last().body.len()), (200, size), "{}", answer.text());
+    }
+}

@@ -62,7 +62,7 @@ async fn each_failure_has_its_own_name() {
     assert_failed(&send(gateway.address, "GET", "/", &[], "").await, 504, "connection_timeout");
 }
 
-fn socket_that_accepts_nobody() -> (std::net::SocketAddr, std::net::TcpListener, Vec<std::net::TcpStream>) {
+pub(crate) fn socket_that_accepts_nobody() -> (std::net::SocketAddr, std::net::TcpListener, Vec<std::net::TcpStream>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let mut queued = Vec::new();

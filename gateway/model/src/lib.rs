@@ -16,16 +16,13 @@ mod sync {
     pub(super) use loom::sync::{Mutex, MutexGuard, atomic};
 }
 
-use std::{
-    sync::Arc,
-    task::{Context, Poll, Waker},
-};
+use std::sync::Arc;
 
 use loom::thread;
 
 use crate::{
     breaker::{Breaker, Settings, State},
-    bulkhead::{Bulkhead, Lane, Limits},
+    bulkhead::{Bulkhead, Lane},
     window::Window,
 };
 
@@ -116,7 +113,7 @@ fn a_place_that_is_given_back_is_there_for_another_and_no_third() {
 #[test]
 fn a_verdict_of_before_changes_nothing_after() {
     loom::model(|| {
-        let breaker = Arc::new(Breaker::new(settings(2), 1));
+        let breaker = Arc::new(Breaker::new(settings(1), 1));
         let Ok((early, _)) = breaker.admit(1) else { panic!("it is closed") };
         for _ in 0..2 {
             if let Ok((pass, _)) = breaker.admit(1) {
@@ -135,18 +132,14 @@ fn a_verdict_of_before_changes_nothing_after() {
 fn a_place_is_never_given_twice_nor_lost() {
     loom::model(|| {
         let bulkhead = Arc::new(Bulkhead::default());
-        let limits = Limits { max: 1, pending: 1 };
-        assert!(bulkhead.try_enter(limits));
+        bulkhead.set_max(1);
+        assert!(bulkhead.try_enter());
         let shared = bulkhead.clone();
         let leaver = thread::spawn(move || shared.leave());
-        let mut entering = bulkhead.enter(limits, Lane::Direct).unwrap_or_else(|_| panic!("there is a queue"));
-        let mut cx = Context::from_waker(Waker::noop());
-        let first = std::pin::Pin::new(&mut entering).poll(&mut cx);
+        let entering = bulkhead.enter(1, Lane::Direct).unwrap_or_else(|_| panic!("there is a queue"));
+        // Whoever left before is seen at once, whoever leaves later hands the place on, and wakes: or this waits for ever.
+        assert_eq!(loom::future::block_on(entering), Ok(()));
         leaver.join().unwrap_or_else(|_| panic!("a thread panicked"));
-        // Whoever left before is seen at once, whoever leaves later hands the place on.
-        if first.is_pending() {
-            assert_eq!(std::pin::Pin::new(&mut entering).poll(&mut cx), Poll::Ready(Ok(())));
-        }
         assert_eq!(bulkhead.occupancy(), (1, 0));
         bulkhead.leave();
         assert_eq!(bulkhead.occupancy(), (0, 0));
@@ -157,15 +150,56 @@ fn a_place_is_never_given_twice_nor_lost() {
 fn giving_up_while_a_place_is_handed_over_leaves_it_free() {
     loom::model(|| {
         let bulkhead = Arc::new(Bulkhead::default());
-        let limits = Limits { max: 1, pending: 1 };
-        assert!(bulkhead.try_enter(limits));
+        bulkhead.set_max(1);
+        assert!(bulkhead.try_enter());
         let shared = bulkhead.clone();
         let leaver = thread::spawn(move || shared.leave());
-        if let Ok(entering) = bulkhead.enter(limits, Lane::Last) {
+        if let Ok(entering) = bulkhead.enter(1, Lane::Last) {
             drop(entering);
         }
         leaver.join().unwrap_or_else(|_| panic!("a thread panicked"));
         assert_eq!(bulkhead.occupancy(), (0, 0));
-        assert!(bulkhead.try_enter(limits));
+        assert!(bulkhead.try_enter());
+    });
+}
+
+#[test]
+fn an_evicted_one_hears_of_it_and_the_place_goes_to_the_other() {
+    loom::model(|| {
+        let bulkhead = Arc::new(Bulkhead::default());
+        bulkhead.set_max(1);
+        assert!(bulkhead.try_enter());
+        let shared = bulkhead.clone();
+        let last = thread::spawn(move || match shared.enter(1, Lane::Last) {
+            Ok(entering) => loom::future::block_on(entering).is_ok(),
+            Err(_) => false,
+        });
+        let direct = bulkhead.enter(1, Lane::Direct);
+        bulkhead.leave();
+        let entered = match direct {
+            Ok(entering) => loom::future::block_on(entering).is_ok(),
+            Err(_) => false,
+        };
+        assert!(entered, "who goes first always finds a place in the queue");
+        bulkhead.leave();
+        if last.join().unwrap_or_else(|_| panic!("a thread panicked")) {
+            bulkhead.leave();
+        }
+        assert_eq!(bulkhead.occupancy(), (0, 0));
+    });
+}
+
+#[test]
+fn a_higher_limit_is_seen_by_who_begins_to_wait() {
+    loom::model(|| {
+        let bulkhead = Arc::new(Bulkhead::default());
+        bulkhead.set_max(1);
+        assert!(bulkhead.try_enter());
+        let shared = bulkhead.clone();
+        let raiser = thread::spawn(move || shared.set_max(2));
+        let entering = bulkhead.enter(1, Lane::Direct).unwrap_or_else(|_| panic!("there is a queue"));
+        assert_eq!(loom::future::block_on(entering), Ok(()));
+        raiser.join().unwrap_or_else(|_| panic!("a thread panicked"));
+        assert_eq!(bulkhead.occupancy(), (2, 0));
     });
 }

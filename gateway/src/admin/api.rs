@@ -70,9 +70,9 @@ fn describe_upstream(upstream: &Upstream) -> Value {
         };
         json!({"state": state.word(), "requests": requests, "failures": failures, "retry_after_ms": retry_after})
     });
-    let places = upstream.places.map(|limits| {
-        let (in_flight, pending) = upstream.bulkhead.occupancy();
-        json!({"in_flight": in_flight, "max": limits.max, "pending": pending, "max_pending": limits.pending})
+    let (in_flight, pending) = upstream.bulkhead.occupancy();
+    let places = json!({
+        "in_flight": in_flight, "max": upstream.max_requests, "pending": pending, "max_pending": upstream.max_pending,
     });
     let endpoint = |endpoint: &Arc<Endpoint>| {
         let vitals = &endpoint.vitals;

@@ -58,15 +58,20 @@ pub struct BackoffConfig {
     /// The longest first pause.
     #[schemars(extend("default" = "25ms"))]
     pub base: Span,
-    /// The longest pause. A response whose `Retry-After` is longer is not tried again.
-    #[schemars(extend("default" = "250ms"))]
-    pub max: Span,
+    /// The longest pause. A response whose `Retry-After` is longer is not tried again. Default: ten times `base`.
+    pub max: Option<Span>,
+}
+
+impl BackoffConfig {
+    /// The longest pause.
+    pub fn longest(&self) -> std::time::Duration {
+        self.max.map_or_else(|| self.base.0.saturating_mul(10), |max| max.0)
+    }
 }
 
 impl Default for BackoffConfig {
     fn default() -> Self {
-        let millis = |millis| Span(std::time::Duration::from_millis(millis));
-        Self { base: millis(25), max: millis(250) }
+        Self { base: Span(std::time::Duration::from_millis(25)), max: None }
     }
 }
 

@@ -39,13 +39,15 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         let context = &request.context;
         let process = &context.worker.store.process;
-        context.admitted.set(true);
-        // The exchange counts it out at its end, whatever becomes of it here.
         if process.requests.fetch_add(1, Relaxed) >= context.snapshot().clients.max_requests {
+            // What is refused takes nobody's place.
+            process.requests.fetch_sub(1, Relaxed);
             process.shed.fetch_add(1, Relaxed);
             request.discard();
             return Either::Right(ready(Err(Error::new(Kind::Overloaded))));
         }
+        // The exchange counts it out at its end, whatever becomes of it.
+        context.admitted.set(true);
         Either::Left(self.inner.call(request))
     }
 }

@@ -78,7 +78,7 @@ struct Trying {
 
 impl Trying {
     fn is_slow(&self) -> bool {
-        let taken = self.leg.way.departed.get().map(|departed| departed.elapsed());
+        let taken = self.leg.way.departed.get().and_then(|departed| self.leg.context.upload.waited(departed));
         taken.zip(self.outcome.as_ref()).is_some_and(|(taken, outcome)| outcome.is_slow(taken))
     }
 

@@ -63,6 +63,11 @@ where
             return Box::pin(std::future::ready(Err(Error::new(Kind::Internal))));
         };
         let route = context.route();
+        if let Some(policy) = route.fallback.as_ref().filter(|_| !is_safe(&context.method) || context.overridden.get())
+        {
+            // Whoever writes: what was not there may be there now.
+            policy.learned.forget();
+        }
         let policy = route.fallback.as_ref().filter(|_| context.arm.get() == Arm::Service);
         if policy.is_none() {
             let future = self.inner.call(leg(&context, upstream, Lane::Direct, true, chunked));
@@ -170,14 +175,11 @@ where
     let path = context.uri.path();
     let method = context.method.as_str();
     let absences = policy.on(FallbackOn::NotFound) || policy.on(FallbackOn::NotImplemented);
-    if absences && !is_safe(&context.method) {
-        policy.learned.forget();
-    }
     let now = || millis(tokio::time::Instant::now());
     if absences && may_repeat(context, policy) && policy.learned.is_absent(method, path, now()) {
         return instead(&mut inner, context, service, Reason::Learned, chunked, None).await;
     }
-    let result = inner.call(leg(context, service, Lane::Direct, false, chunked)).await;
+    let result = inner.call(leg(context, service, Lane::Direct, !policy.on(FallbackOn::Unavailable), chunked)).await;
     let Some(reason) = reason(context, policy, &result) else {
         if absences
             && let Ok(response) = &result
@@ -188,7 +190,7 @@ where
         return result;
     };
     // What was sent must not have been changed, and must be whole.
-    if !(context.upload.is_empty() || context.home.get().is_some_and(|home| home.rewind())) {
+    if !context.home.get().is_none_or(|home| home.rewind()) {
         return result;
     }
     let (outcome, earlier) = match result {
@@ -270,6 +272,11 @@ fn said(service: &Arc<str>, baseline: &Arc<str>, reason: Reason, kind: Option<Ki
     told.push_str(service);
     told.push_str(": ");
     told.push_str(FALLBACKS[reason as usize]);
+    if let Some(limit) = kind.and_then(Kind::limit) {
+        told.push_str(", the limit `");
+        told.push_str(limit.word());
+        told.push_str("` fired");
+    }
     told.push('"');
     told
 }
@@ -294,11 +301,12 @@ fn may_repeat(context: &Context, policy: &Policy) -> bool {
 /// Why the monolith is to be asked; nothing where the answer stands.
 fn reason(context: &Context, policy: &Policy, result: &Result<Response, Error>) -> Option<Reason> {
     match result {
-        Err(error) if !error.sent && error.kind.is_unavailable() => {
-            policy.on(FallbackOn::Unavailable).then_some(Reason::Unavailable)
-        }
-        Err(error) if !error.sent && error.kind == Kind::AttemptTimeout => {
-            policy.on(FallbackOn::Unavailable).then_some(Reason::Unavailable)
+        Err(error)
+            if !error.sent
+                && (error.kind.is_unavailable() || error.kind == Kind::AttemptTimeout)
+                && policy.on(FallbackOn::Unavailable) =>
+        {
+            Some(Reason::Unavailable)
         }
         Err(error) => {
             let failed = policy.on(FallbackOn::ServerError) && error.kind.is_upstreams() && may_repeat(context, policy);

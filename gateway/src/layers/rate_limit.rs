@@ -45,29 +45,26 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         let context = request.context.clone();
-        let Some(limit) = &context.route().rate_limit else {
+        if context.route().rate_limit.is_none() && context.guards.borrow().is_empty() {
             return Either::Left(self.inner.call(request));
-        };
-        let decision = check(limit, &context, request.http.headers());
-        if !decision.allowed {
-            context.route().stats.rare.limited.fetch_add(1, Relaxed);
+        }
+        let (told, refused) = check(&context, request.http.headers());
+        if let Some(seconds) = refused {
             request.discard();
-            let told = told(limit, decision);
-            let error = Error { retry_after: Some(decision.reset), fields: told, ..Error::new(Kind::RateLimited) };
+            let error = Error { retry_after: Some(seconds), fields: told, ..Error::new(Kind::RateLimited) };
             return Either::Right(Box::pin(std::future::ready(Err(error))));
         }
         let future = self.inner.call(request);
         Either::Right(Box::pin(async move {
-            let told = || context.route().rate_limit.as_ref().map(|limit| told(limit, decision)).unwrap_or_default();
             match future.await {
                 Ok(mut response) => {
-                    for (name, value) in told() {
+                    for (name, value) in told {
                         response.headers_mut().append(name, value);
                     }
                     Ok(response)
                 }
                 Err(mut error) => {
-                    error.fields.extend(told());
+                    error.fields.extend(told);
                     Err(error)
                 }
             }
@@ -75,8 +72,29 @@ where
     }
 }
 
-fn check(limit: &RateLimit, context: &Exchange, headers: &HeaderMap) -> Decision {
-    let now = u64::try_from(context.started.saturating_duration_since(limit.begin).as_micros()).unwrap_or(u64::MAX);
+type Fields = Vec<(http::HeaderName, HeaderValue)>;
+
+/// Asks the route's limit, and those of the routes that would have had the request but for their predicates. What is told of
+/// them, and when to come back where one refuses.
+fn check(context: &Exchange, headers: &HeaderMap) -> (Fields, Option<u64>) {
+    let mut told = Vec::new();
+    let routes = &context.snapshot().routes;
+    let guards = context.guards.borrow();
+    let all = guards.iter().copied().chain([context.route.get()]);
+    for route in all.map(|index| &routes[index]) {
+        let Some(limit) = &route.rate_limit else { continue };
+        let decision = ask(limit, context, headers);
+        told.extend(said(limit, decision));
+        if !decision.allowed {
+            route.stats.rare.limited.fetch_add(1, Relaxed);
+            return (told, Some(decision.reset));
+        }
+    }
+    (told, None)
+}
+
+fn ask(limit: &RateLimit, context: &Exchange, headers: &HeaderMap) -> Decision {
+    let now = u64::try_from(context.started.saturating_duration_since(limit.begin).as_nanos()).unwrap_or(u64::MAX);
     let client = context.client.get();
     // Whoever leaves out what is counted is counted by address.
     let key = limit.per.as_ref().map(|per| per.find(headers, client).unwrap_or_else(|| Found::network(client)));
@@ -84,7 +102,7 @@ fn check(limit: &RateLimit, context: &Exchange, headers: &HeaderMap) -> Decision
 }
 
 /// `RateLimit-Policy` and `RateLimit`.
-fn told(limit: &RateLimit, decision: Decision) -> Vec<(http::HeaderName, HeaderValue)> {
+fn said(limit: &RateLimit, decision: Decision) -> Fields {
     let mut all = vec![(fields::RATELIMIT_POLICY, limit.policy.clone())];
     let text = format!("{};r={};t={}", limit.name, decision.remaining, decision.reset);
     if let Ok(value) = HeaderValue::try_from(text) {

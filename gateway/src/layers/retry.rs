@@ -62,15 +62,26 @@ where
     let context = &leg.context;
     let policy = context.route().retry.as_ref();
     if policy.is_some() {
-        leg.upstream().budget.deposit(millis(context.started));
+        leg.upstream().budget.deposit(millis(Instant::now()));
     }
     let mut retries = 0;
+    // Whether any try may have reached the upstream: what one that never did comes to does not change that.
+    let mut sent = false;
+    let tell = |result: Result<Response, Error>, sent: bool| {
+        result.map_err(|mut error| {
+            error.sent |= sent;
+            error
+        })
+    };
     loop {
         leg.way.more.set(policy.is_some_and(|policy| policy.connect && retries < policy.retries));
         let result = one(&mut inner, &leg).await;
-        let Some(policy) = policy.filter(|policy| retries < policy.retries) else { return result };
-        let Some(pause) = next(&leg, policy, retries + 1, &result) else { return result };
+        let Some(policy) = policy.filter(|policy| retries < policy.retries) else {
+            return tell(result, sent);
+        };
+        let Some(pause) = next(&leg, policy, retries + 1, &result) else { return tell(result, sent) };
         retries += 1;
+        sent |= result.as_ref().map_or_else(|error| error.sent, |_| true);
         match result {
             Ok(response) => {
                 if let ResponseBody::Upstream(body) = response.into_body() {
@@ -104,6 +115,10 @@ where
         if error.upstream.is_none() && matches!(error.kind, Kind::AttemptTimeout | Kind::WriteTimeout) {
             error.upstream = Some(leg.upstream().name.clone());
             error.sent = leg.way.sent.get();
+            if !error.sent {
+                // Nobody was there to take it.
+                error.kind = Kind::AttemptTimeout;
+            }
         }
         error
     })
@@ -111,7 +126,7 @@ where
 
 /// Whether the request's body, if it has one, is as it was at first.
 fn is_whole(context: &Exchange) -> bool {
-    context.upload.is_empty() || context.home.get().is_some_and(|home| home.rewind())
+    context.home.get().is_none_or(|home| home.rewind())
 }
 
 /// How long to wait before the next try; nothing where there is to be none.
@@ -133,7 +148,7 @@ fn next(leg: &Leg, policy: &Policy, number: u32, result: &Result<Response, Error
     };
     let now = millis(Instant::now());
     let another = leg.way.has_another(leg.upstream(), now);
-    if sent && !is_repeatable(context, policy) {
+    if sent && !is_repeatable(leg, policy) {
         return None;
     }
     // The upstream knows best when to come back; whoever cannot wait so long passes on what it said.
@@ -170,7 +185,8 @@ fn matches(policy: &Policy, error: &Error) -> bool {
     }
 }
 
-fn is_repeatable(context: &Exchange, policy: &Policy) -> bool {
+fn is_repeatable(leg: &Leg, policy: &Policy) -> bool {
+    let context = &leg.context;
     if context.overridden.get() {
         return false;
     }
@@ -178,7 +194,9 @@ fn is_repeatable(context: &Exchange, policy: &Policy) -> bool {
         let headers = context.parts.get().map(|parts| &parts.headers);
         headers.and_then(|headers| headers.get(fields::IDEMPOTENCY_KEY)).is_some_and(|key| !key.is_empty())
     };
-    is_idempotent(&context.method) || (policy.keys_honoured && keyed())
+    // What the service does with keys says nothing about the monolith.
+    let asked = context.route().service.is_none_or(|service| service == leg.upstream);
+    is_idempotent(&context.method) || (policy.keys_honoured && asked && keyed())
 }
 
 /// Full jitter: between nothing and what doubles with each retry (Envoy's formula).

@@ -13,7 +13,10 @@ use crate::{
     config::Stage,
     context::{Request, Response},
     error::{Error, Kind, problem_response},
-    routing::{predicate::Head, table::Found},
+    routing::{
+        predicate::Head,
+        table::{Found, Match},
+    },
     snapshot::Route,
 };
 
@@ -64,11 +67,16 @@ fn find(request: &Request) -> Option<Result<Response, Error>> {
         query: http.uri().query().unwrap_or_default(),
     };
     // `OPTIONS *` asks the server as a whole: the monolith's to answer.
-    let found = match context.literal.get() {
-        _ if path == b"*" => Found::Nothing,
-        None => snapshot.table.find(&head).found,
+    let Match { found, guards } = match context.literal.get() {
+        _ if path == b"*" => Match { found: Found::Nothing, guards: &[] },
+        None => snapshot.table.find(&head),
         Some(literal) => snapshot.table.find_either(&Head { key: literal, ..head }, &head),
     };
+    if !guards.is_empty() {
+        let mut known = context.guards.borrow_mut();
+        known
+            .extend(guards.iter().map(|entry| entry.rule()).filter(|rule| snapshot.routes[*rule].rate_limit.is_some()));
+    }
     let index = match found {
         Found::Rule(index) => index,
         Found::Nothing => snapshot.unrouted(),

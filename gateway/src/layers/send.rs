@@ -34,7 +34,13 @@ async fn send(leg: Rc<Leg>) -> Result<Response, Error> {
     let context = &leg.context;
     let pool = context.local.pools.get(leg.upstream).ok_or_else(|| Error::new(Kind::Internal))?;
     let parts = context.parts.get().ok_or_else(|| Error::new(Kind::Internal))?;
-    let body = context.home.get().and_then(|home| home.take());
+    let body = match context.home.get() {
+        None => None,
+        // A head that announces a body must not go without it.
+        Some(home) => Some(home.take().ok_or_else(|| {
+            Error::upstream(Kind::Internal, &leg.upstream().name, true, "the body of an earlier try has not come back")
+        })?),
+    };
     let interim = |status: StatusCode, headers: &HeaderMap| {
         if let Some(inbound) = &context.inbound {
             inbound.interim(status, headers);

@@ -72,8 +72,10 @@ impl Choice<'_> {
                 let first = below(self.random, count);
                 let second = below(self.random >> 32, count - 1);
                 let (a, b) = (nth(first)?, nth(if second >= first { second + 1 } else { second })?);
-                let load = |index: usize| all[index].vitals().load(self.now, self.slow_start);
-                Some(if load(b) < load(a) { b } else { a })
+                let load = |index: usize, other: usize| {
+                    all[index].vitals().load(self.now, self.slow_start, all[other].vitals())
+                };
+                Some(if load(b, a) < load(a, b) { b } else { a })
             }
             Balance::RoundRobin => {
                 let chosen = nth(self.turn % count)?;

@@ -1,7 +1,7 @@
 //! The circuit breaker of one upstream, without a lock.
 //!
 //! The whole state is one word: closed; open until a moment; or half-open, with the
-//! tries that are on their way and those that succeeded. Each change of state begins a new generation, and
+//! tries that are on their way, those that have answered and those that succeeded. Each change of state begins a new generation, and
 //! a try's verdict counts only in the generation that let it through: what was sent before
 //! it opened says nothing about what comes after.
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::{
     sync::atomic::{
         AtomicU64,
-        Ordering::{AcqRel, Acquire},
+        Ordering::{AcqRel, Acquire, Release},
     },
     window::Window,
 };
@@ -64,21 +64,36 @@ struct Word {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Held {
     Closed,
-    Open { until: u64 },
-    HalfOpen { flying: u64, succeeded: u64 },
+    Open {
+        until: u64,
+    },
+    HalfOpen {
+        /// Without an answer yet.
+        flying: u64,
+        /// With a good head, and a body that may yet break off.
+        answered: u64,
+        succeeded: u64,
+    },
 }
 
-const LOW: u32 = 23;
-const COUNT: u64 = (1 << LOW) - 1;
-const MOMENT: u64 = (1 << (2 * LOW)) - 1;
+/// Bits of a count, of which there are three.
+const BITS: u32 = 15;
+const COUNT: u64 = (1 << BITS) - 1;
+/// Bits below the generation.
+const LOW: u32 = 46;
+const MOMENT: u64 = (1 << LOW) - 1;
 
 impl Word {
     fn read(word: u64) -> Self {
-        let generation = u16::try_from((word >> (2 * LOW)) & 0xFFFF).unwrap_or(0);
+        let generation = u16::try_from((word >> LOW) & 0xFFFF).unwrap_or(0);
         let state = match word >> 62 {
             0 => Held::Closed,
             1 => Held::Open { until: word & MOMENT },
-            _ => Held::HalfOpen { flying: word & COUNT, succeeded: (word >> LOW) & COUNT },
+            _ => Held::HalfOpen {
+                flying: word & COUNT,
+                answered: (word >> BITS) & COUNT,
+                succeeded: (word >> (2 * BITS)) & COUNT,
+            },
         };
         Self { generation, state }
     }
@@ -87,9 +102,9 @@ impl Word {
         let (kind, rest) = match self.state {
             Held::Closed => (0, 0),
             Held::Open { until } => (1, until.min(MOMENT)),
-            Held::HalfOpen { flying, succeeded } => (2, succeeded << LOW | flying),
+            Held::HalfOpen { flying, answered, succeeded } => (2, succeeded << (2 * BITS) | answered << BITS | flying),
         };
-        kind << 62 | u64::from(self.generation) << (2 * LOW) | rest
+        kind << 62 | u64::from(self.generation) << LOW | rest
     }
 
     fn next(self, state: Held) -> Self {
@@ -102,6 +117,15 @@ impl Word {
 #[must_use]
 pub struct Pass {
     generation: u16,
+    /// Whether its head was there, and good.
+    answered: bool,
+}
+
+impl Pass {
+    /// The counts without this one.
+    fn leave(&self, flying: u64, answered: u64) -> (u64, u64) {
+        if self.answered { (flying, answered.saturating_sub(1)) } else { (flying.saturating_sub(1), answered) }
+    }
 }
 
 /// It does not let this one through.
@@ -124,6 +148,8 @@ pub struct Change {
 #[derive(Debug)]
 pub struct Breaker {
     word: AtomicU64,
+    /// When it last became half-open.
+    half_open: AtomicU64,
     window: Window,
     settings: Settings,
 }
@@ -135,7 +161,12 @@ impl Breaker {
     /// A closed one, whose window has so many buckets.
     pub fn new(settings: Settings, buckets: u64) -> Self {
         let closed = Word { generation: 0, state: Held::Closed };
-        Self { word: AtomicU64::new(closed.write()), window: Window::new(settings.window, buckets), settings }
+        Self {
+            word: AtomicU64::new(closed.write()),
+            half_open: AtomicU64::new(0),
+            window: Window::new(settings.window, buckets),
+            settings,
+        }
     }
 
     /// When it opens.
@@ -163,20 +194,29 @@ impl Breaker {
         let mut seen = self.word.load(Acquire);
         loop {
             let word = Word::read(seen);
+            let pass = |word: Word| Pass { generation: word.generation, answered: false };
             let (next, change) = match word.state {
-                Held::Closed => return Ok((Pass { generation: word.generation }, None)),
+                Held::Closed => return Ok((pass(word), None)),
                 Held::Open { until } if now < until => return Err(Refused { retry_after: until - now }),
                 Held::Open { until } => {
+                    self.half_open.store(now, Release);
                     let change = Change { from: State::Open(until), to: State::HalfOpen };
-                    (word.next(Held::HalfOpen { flying: 1, succeeded: 0 }), Some(change))
+                    (word.next(Held::HalfOpen { flying: 1, answered: 0, succeeded: 0 }), Some(change))
                 }
-                Held::HalfOpen { flying, succeeded } if flying + succeeded < self.settings.half_open => {
-                    (Word { state: Held::HalfOpen { flying: flying + 1, succeeded }, ..word }, None)
+                Held::HalfOpen { flying, answered, succeeded }
+                    if flying + answered + succeeded < self.settings.half_open =>
+                {
+                    (Word { state: Held::HalfOpen { flying: flying + 1, answered, succeeded }, ..word }, None)
+                }
+                // All have answered, and only slow readers keep the last of it from being known.
+                Held::HalfOpen { flying: 0, .. } if now >= self.half_open.load(Acquire) + self.settings.open_for => {
+                    self.window.clear();
+                    (word.next(Held::Closed), Some(Change { from: State::HalfOpen, to: State::Closed }))
                 }
                 Held::HalfOpen { .. } => return Err(Refused { retry_after: SOON }),
             };
             match self.word.compare_exchange_weak(seen, next.write(), AcqRel, Acquire) {
-                Ok(_) => return Ok((Pass { generation: next.generation }, change)),
+                Ok(_) => return Ok((pass(next), change)),
                 Err(now) => seen = now,
             }
         }
@@ -215,8 +255,9 @@ impl Breaker {
                     self.window.clear();
                     (word.next(Held::Closed), Some(Change { from: State::HalfOpen, to: State::Closed }))
                 }
-                Held::HalfOpen { flying, succeeded } => {
-                    let state = Held::HalfOpen { flying: flying.saturating_sub(1), succeeded: succeeded + 1 };
+                Held::HalfOpen { flying, answered, succeeded } => {
+                    let (flying, answered) = pass.leave(flying, answered);
+                    let state = Held::HalfOpen { flying, answered, succeeded: succeeded + 1 };
                     (Word { state, ..word }, None)
                 }
                 // Nothing is let through while it is open, so no pass is of this generation.
@@ -229,18 +270,30 @@ impl Breaker {
         }
     }
 
+    /// A try's head was there, and good; its body may yet break off.
+    pub fn answer(&self, pass: &mut Pass) {
+        let moved = self.change(pass, |flying, answered| (flying.saturating_sub(1), answered + 1));
+        pass.answered = moved;
+    }
+
     /// A try that came to nothing says nothing; its place is free again.
     pub fn give_back(&self, pass: &Pass) {
+        self.change(pass, |flying, answered| pass.leave(flying, answered));
+    }
+
+    /// Changes the counts of those on their way, if they are this one's.
+    fn change(&self, pass: &Pass, to: impl Fn(u64, u64) -> (u64, u64)) -> bool {
         let mut seen = self.word.load(Acquire);
         loop {
             let word = Word::read(seen);
-            let Held::HalfOpen { flying, succeeded } = word.state else { return };
+            let Held::HalfOpen { flying, answered, succeeded } = word.state else { return false };
             if word.generation != pass.generation {
-                return;
+                return false;
             }
-            let state = Held::HalfOpen { flying: flying.saturating_sub(1), succeeded };
+            let (flying, answered) = to(flying, answered);
+            let state = Held::HalfOpen { flying, answered, succeeded };
             match self.word.compare_exchange_weak(seen, Word { state, ..word }.write(), AcqRel, Acquire) {
-                Ok(_) => return,
+                Ok(_) => return true,
                 Err(now) => seen = now,
             }
         }

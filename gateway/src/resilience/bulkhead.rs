@@ -3,7 +3,7 @@
 //! Whoever finds room and nobody waiting goes in by one atomic step. The rest
 //! wait in order: those who were sent to the upstream by their route first, those who come
 //! in another's place (fallback) last. A full queue drops the last of those to take one of the
-//! first. Each request brings the limits of its own snapshot, so that a reload changes them at once.
+//! first.
 
 use std::{
     collections::VecDeque,
@@ -15,7 +15,7 @@ use std::{
 use super::sync::{
     Mutex, MutexGuard,
     atomic::{
-        AtomicU8, AtomicU64,
+        AtomicU8, AtomicU32, AtomicU64,
         Ordering::{AcqRel, Acquire, Release},
     },
 };
@@ -29,22 +29,12 @@ pub enum Lane {
     Last,
 }
 
-/// How many at a time, and how many may wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// At a time.
-    pub max: u32,
-    /// Waiting.
-    pub pending: u32,
-}
-
 const WAITING: u8 = 0;
 const GRANTED: u8 = 1;
 const EVICTED: u8 = 2;
 
 #[derive(Debug)]
 struct Ticket {
-    max: u32,
     state: AtomicU8,
     waker: Mutex<Option<Waker>>,
 }
@@ -83,6 +73,8 @@ impl Queue {
 pub struct Bulkhead {
     /// Who waits, and who is in.
     word: AtomicU64,
+    /// How many may be in.
+    max: AtomicU32,
     queue: Mutex<Queue>,
 }
 
@@ -100,7 +92,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Default for Bulkhead {
     fn default() -> Self {
-        Self { word: AtomicU64::new(0), queue: Mutex::new(Queue::default()) }
+        Self { word: AtomicU64::new(0), max: AtomicU32::new(u32::MAX), queue: Mutex::new(Queue::default()) }
     }
 }
 
@@ -111,10 +103,17 @@ impl Bulkhead {
         (word & INSIDE, word >> 32)
     }
 
+    /// Lets in so many from now on; who waits comes in where there is more room.
+    pub fn set_max(&self, max: u32) {
+        self.max.store(max, Release);
+        self.grant(&mut lock(&self.queue));
+    }
+
     /// Goes in, if there is room and nobody waits.
-    pub fn try_enter(&self, limits: Limits) -> bool {
+    pub fn try_enter(&self) -> bool {
+        let max = u64::from(self.max.load(Acquire));
         let mut seen = self.word.load(Acquire);
-        while seen < u64::from(limits.max) {
+        while seen < max {
             match self.word.compare_exchange_weak(seen, seen + 1, AcqRel, Acquire) {
                 Ok(_) => return true,
                 Err(now) => seen = now,
@@ -123,13 +122,13 @@ impl Bulkhead {
         false
     }
 
-    /// Waits for a place. Resolves to nothing: whoever went in leaves by [`Bulkhead::leave`].
-    pub fn enter(&self, limits: Limits, lane: Lane) -> Result<Entering<'_>, Full> {
-        let ticket = Arc::new(Ticket { max: limits.max, state: AtomicU8::new(WAITING), waker: Mutex::new(None) });
+    /// Waits for a place among so many others. Resolves to nothing: whoever went in leaves by [`Bulkhead::leave`].
+    pub fn enter(&self, pending: u32, lane: Lane) -> Result<Entering<'_>, Full> {
+        let ticket = Arc::new(Ticket { state: AtomicU8::new(WAITING), waker: Mutex::new(None) });
         let mut queue = lock(&self.queue);
-        if queue.len() >= limits.pending as usize {
+        if queue.len() >= pending as usize {
             // Somebody may have left since there was no room.
-            if self.try_enter(limits) {
+            if self.try_enter() {
                 ticket.settle(GRANTED);
                 return Ok(Entering { bulkhead: self, ticket, done: false });
             }
@@ -164,11 +163,9 @@ impl Bulkhead {
     }
 
     fn grant(&self, queue: &mut Queue) {
-        while let Some(lane) = queue.next()
-            && let Some(ticket) = lane.front()
-        {
+        while let Some(lane) = queue.next() {
             let seen = self.word.load(Acquire);
-            if seen & INSIDE >= u64::from(ticket.max) {
+            if seen & INSIDE >= u64::from(self.max.load(Acquire)) {
                 return;
             }
             if self.word.compare_exchange(seen, seen + 1 - ONE_WAITING, AcqRel, Acquire).is_ok()
@@ -221,8 +218,6 @@ impl Drop for Entering<'_> {
                 queue.direct.retain(|waiting| !Arc::ptr_eq(waiting, ticket));
                 queue.last.retain(|waiting| !Arc::ptr_eq(waiting, ticket));
                 self.bulkhead.word.fetch_sub(ONE_WAITING, AcqRel);
-                // Whoever waits behind may bring a higher limit.
-                self.bulkhead.grant(&mut queue);
             }
             GRANTED => {
                 drop(queue);

@@ -12,10 +12,13 @@ use std::sync::{
 const HALF_LIFE: u64 = 7_000;
 /// What is younger changes an average by too little to be counted, in milliseconds.
 const STEP: u64 = 64;
-/// What a failure counts as, in microseconds: a quick error must not look like a quick answer.
-const FAILURE: u64 = 1_000_000;
-/// What nothing known counts as, in microseconds.
-const UNKNOWN: u64 = 100;
+/// Each failure in a row doubles what an endpoint seems to be loaded with so often, up to a limit; each second since halves
+/// it again. A quick error must not look like a quick answer, and one that was never asked again would never recover.
+const DOUBLINGS: u64 = 3;
+/// The limit.
+const MOST: u64 = 15;
+/// What is quicker is not told apart, in microseconds.
+const LEAST_LATENCY: u64 = 100;
 /// The longest ejection, in milliseconds (Envoy's `max_ejection_time`).
 const LONGEST: u64 = 300_000;
 /// The least share of an endpoint that comes back, of 1,000 (Envoy's `min_weight_percent`).
@@ -49,6 +52,8 @@ pub struct Vitals {
     /// Whether its checks say that it is out.
     down: AtomicBool,
     failures: AtomicU32,
+    /// When it last failed.
+    failed: AtomicU64,
     /// Since when it is in; nothing for one that always was.
     since: AtomicU64,
     /// Until when it is out.
@@ -98,16 +103,28 @@ impl Vitals {
     fn aged(word: u64, now: u64) -> (u64, u64) {
         let (stamp, micros) = (word >> 32, word & u64::from(u32::MAX));
         let age = (now & u64::from(u32::MAX)).wrapping_sub(stamp) & u64::from(u32::MAX);
+        // Another worker's clock may have been read a little later.
+        let age = if age > u64::from(u32::MAX / 2) { 0 } else { age };
         let (whole, part) = (age / HALF_LIFE, age % HALF_LIFE);
         let halved = if whole >= 32 { 0 } else { micros >> whole };
         (halved - halved * part / (2 * HALF_LIFE), age)
     }
 
-    /// What a request would wait for, about: its latency times what is on its way, more while it warms up.
-    pub fn load(&self, now: u64, slow_start: u64) -> u64 {
-        let (micros, _) = Self::aged(self.latency.load(Relaxed), now);
-        let load = micros.max(UNKNOWN) * (u64::from(self.flying()) + 1);
-        load * 1_000 / self.weight(now, slow_start)
+    /// What a request would wait for, about: its latency times what is on its way, more while it fails or warms up.
+    /// Of what has never answered it is as slow as another.
+    pub fn load(&self, now: u64, slow_start: u64, other: &Self) -> u64 {
+        let known = |vitals: &Self| vitals.latency.load(Relaxed);
+        let word = if known(self) == 0 { known(other) } else { known(self) };
+        let (micros, _) = Self::aged(word, now);
+        let load = micros.max(LEAST_LATENCY) * (u64::from(self.flying()) + 1);
+        let doublings = match u64::from(self.failures.load(Relaxed)) {
+            0 => 0,
+            failures => {
+                let seconds = now.saturating_sub(self.failed.load(Relaxed)) / 1_000;
+                (failures * DOUBLINGS).min(MOST).saturating_sub(seconds)
+            }
+        };
+        (load << doublings) * 1_000 / self.weight(now, slow_start)
     }
 
     /// Its share, of 1,000: it grows from a tenth while it warms up.
@@ -136,6 +153,23 @@ impl Vitals {
         self.since.store(now, Relaxed);
     }
 
+    /// It has answered a check: an ejection is over.
+    pub fn pardon(&self, now: u64) {
+        if self.is_ejected(now) {
+            self.welcome(now);
+        }
+    }
+
+    /// Nobody looks after it any more: what was held against it is void.
+    pub fn absolve(&self, checked: bool, watched: bool) {
+        if !checked {
+            self.down.store(false, Relaxed);
+        }
+        if !watched {
+            self.ejected.store(0, Relaxed);
+        }
+    }
+
     /// Whether its checks say that it is in.
     pub fn is_up(&self) -> bool {
         !self.down.load(Relaxed)
@@ -156,16 +190,18 @@ impl Vitals {
 
     /// It failed. Whether it has failed often enough in a row to be left out.
     pub fn fail(&self, now: u64, outlier: Option<&Outlier>) -> bool {
-        let (latency, _) = Self::aged(self.latency.load(Relaxed), now);
-        self.observe(now, latency.max(FAILURE));
+        self.failed.store(now, Relaxed);
         let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
         outlier.is_some_and(|outlier| failures >= outlier.consecutive) && !self.is_ejected(now)
     }
 
-    /// Leaves it out; for how long, in milliseconds.
-    pub fn eject(&self, now: u64, outlier: &Outlier) -> u64 {
+    /// Leaves it out; for how long, in milliseconds. Nothing where another has done so.
+    pub fn eject(&self, now: u64, outlier: &Outlier) -> Option<u64> {
         let mut ejection = self.ejection.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.ejected.load(Relaxed);
+        if before > now {
+            return None;
+        }
         let forgiven = if before == 0 { 0 } else { now.saturating_sub(before) / outlier.interval.max(1) };
         ejection.times = ejection.times.saturating_sub(forgiven) + 1;
         let lasts = (outlier.base * ejection.times).min(LONGEST.max(outlier.base));
@@ -173,6 +209,6 @@ impl Vitals {
         self.ejected.store(now + lasts, Relaxed);
         // When it comes back it warms up.
         self.since.store(now + lasts, Relaxed);
-        lasts
+        Some(lasts)
     }
 }

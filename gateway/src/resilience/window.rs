@@ -54,6 +54,11 @@ impl Window {
         now / self.span + 1
     }
 
+    /// Whether one epoch comes after another; they wrap around.
+    fn is_newer(epoch: u64, than: u64) -> bool {
+        epoch != 0 && epoch != than && (epoch.wrapping_sub(than) & EPOCHS) < EPOCHS / 2
+    }
+
     fn bucket(&self, tick: u64) -> &AtomicU64 {
         let index = tick % self.buckets.len() as u64;
         // Less than the length, which fits.
@@ -66,6 +71,10 @@ impl Window {
         let (bucket, epoch) = (self.bucket(tick), tick & EPOCHS);
         let mut word = bucket.load(Relaxed);
         loop {
+            // Whoever comes so late that the bucket is another time's already is not worth its counts.
+            if Self::is_newer(word >> (2 * BITS), epoch) {
+                return;
+            }
             let before = if word >> (2 * BITS) == epoch { Counts::of(word) } else { Counts::default() };
             let after = Counts { all: before.all + all, some: before.some + some }.word(epoch);
             match bucket.compare_exchange_weak(word, after, Relaxed, Relaxed) {
@@ -81,6 +90,9 @@ impl Window {
         let (bucket, epoch) = (self.bucket(tick), tick & EPOCHS);
         loop {
             let word = bucket.load(Relaxed);
+            if Self::is_newer(word >> (2 * BITS), epoch) {
+                return false;
+            }
             let before = if word >> (2 * BITS) == epoch { Counts::of(word) } else { Counts::default() };
             let past = self.sum_but(tick, Some(bucket));
             let sum = Counts { all: past.all + before.all, some: past.some + before.some };

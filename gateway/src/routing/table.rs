@@ -151,14 +151,14 @@ impl Table {
     }
 
     /// Finds the rule of a path that upstreams read in two ways: a terminal one in either way, else that of the first way.
-    pub fn find_either(&self, first: &Head<'_>, second: &Head<'_>) -> Found {
-        let is_terminal = |found: &Found| match *found {
+    pub fn find_either(&self, first: &Head<'_>, second: &Head<'_>) -> Match<'_> {
+        let is_terminal = |found: Found| match found {
             Found::Refused(_) => true,
             Found::Rule(index) => self.rules[index].terminal,
             Found::Nothing => false,
         };
-        let found = [self.find(first).found, self.find(second).found];
-        found.into_iter().find(is_terminal).unwrap_or(found[0])
+        let (first, second) = (self.find(first), self.find(second));
+        if is_terminal(second.found) && !is_terminal(first.found) { second } else { first }
     }
 
     /// The methods that terminal rules of the same paths as this one take. A rule for every method refuses by its

@@ -3,7 +3,7 @@
 //! A task lives as long as what it is about: an upstream that a reload leaves alone
 //! keeps its own, an endpoint that is gone takes its own along.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::task::AbortHandle;
 
@@ -37,7 +37,9 @@ impl Drop for Watched {
 /// Watches for ever.
 pub(super) async fn watch(store: Arc<Store>) {
     let mut watched: Vec<Watched> = Vec::new();
-    let mut resolver: Option<(Vec<std::net::SocketAddr>, Resolver)> = None;
+    let mut resolver: Option<(Vec<SocketAddr>, Resolver)> = None;
+    // Servers without which nothing can be looked up: said once.
+    let mut without: Option<Vec<SocketAddr>> = None;
     loop {
         let snapshot = store.current();
         watched.retain(|watched| {
@@ -54,10 +56,16 @@ pub(super) async fn watch(store: Arc<Store>) {
         }
         for upstream in &snapshot.upstreams {
             if upstream.discovery.is_some() && !watched.iter().any(|watched| is_about(watched, upstream, None)) {
-                if resolver.is_none() {
+                if without.as_ref() == Some(&snapshot.resolver) {
+                    upstream.give_up_finding();
+                } else if resolver.is_none() {
                     match Resolver::new(&snapshot.resolver) {
                         Ok(new) => resolver = Some((snapshot.resolver.clone(), new)),
-                        Err(why) => tracing::error!(why, "cannot look up names; name a server with `resolver:`"),
+                        Err(why) => {
+                            tracing::error!(why, "cannot look up names; name a server with `resolver:`");
+                            upstream.give_up_finding();
+                            without = Some(snapshot.resolver.clone());
+                        }
                     }
                 }
                 if let Some((_, resolver)) = &resolver {
@@ -65,7 +73,11 @@ pub(super) async fn watch(store: Arc<Store>) {
                     watched.push(Watched { upstream: upstream.clone(), endpoint: None, task });
                 }
             }
-            let Some(config) = &upstream.health else { continue };
+            let Some(config) = &upstream.health else {
+                // A check of before may have had its say since the new file was read.
+                upstream.endpoints.load().iter().for_each(|endpoint| endpoint.vitals.absolve(false, true));
+                continue;
+            };
             for endpoint in upstream.endpoints.load().iter() {
                 if !watched.iter().any(|watched| is_about(watched, upstream, Some(endpoint))) {
                     let check = health::check(upstream.clone(), endpoint.clone(), config.clone());

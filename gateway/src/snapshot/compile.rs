@@ -18,6 +18,7 @@ use crate::{
         parse_date,
         policy::{FallbackConfig, Idempotency, IdempotencyKey, Per, RateLimitConfig, RetryConfig, RetryOn},
         prefix_segments,
+        upstream::Rate,
         values::{OrNone, Size},
     },
     fields::{BAGGAGE_MEMBER, X_FORWARDED_PREFIX},
@@ -174,7 +175,7 @@ fn retry(config: Option<&OrNone<RetryConfig>>) -> Option<Retry> {
         reset: config.when.contains(&RetryOn::Reset),
         statuses: config.when.iter().filter_map(status).collect(),
         base: config.backoff.base.0,
-        max: config.backoff.max.0,
+        max: config.backoff.longest(),
         budget: config.budget.0,
         keys_honoured: config.idempotency_key == IdempotencyKey::Honoured,
     })
@@ -217,8 +218,14 @@ fn rate_limit(
         Per::Route => None,
     };
     let label = format!("\"{}\"", config.per);
+    // What may come at once is a quota, too, where it is more than the rate says: over the time in which it comes back.
+    let Rate { count, seconds } = config.limit;
+    let (count, window) = match burst.cmp(&count) {
+        std::cmp::Ordering::Greater => (burst, (u64::from(burst) * u64::from(seconds)).div_ceil(u64::from(count))),
+        _ => (count, u64::from(seconds)),
+    };
     Ok(Some(RateLimit {
-        policy: value(&format!("{label};q={};w={}", quota.burst, quota.window()))?,
+        policy: value(&format!("{label};q={count};w={window}"))?,
         name: label.into(),
         begin: registry.begin,
         limiter: registry.limiter(route, &config.per, quota),

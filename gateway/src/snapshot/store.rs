@@ -22,7 +22,7 @@ use super::{Route, Snapshot, compile};
 use crate::{
     config::{self, Report, UpstreamConfig, policy::Per},
     resilience::{
-        gcra::{Limiter, Quota},
+        gcra::{Limiter, Quota, Table},
         learned::Learned,
     },
     telemetry::metrics::{ProcessStats, RouteStats, Source, UpstreamNow, UpstreamStats},
@@ -41,6 +41,8 @@ pub struct Registry {
     limiters: HashMap<Arc<str>, (Per, Arc<Limiter>)>,
     /// What each route's service was seen not to have.
     learned: HashMap<Arc<str>, (Option<String>, Arc<Learned>)>,
+    /// Who has used how much of which; nothing where nothing is limited.
+    used: Option<Arc<Table>>,
     /// Since when rate limits count their time.
     pub(super) begin: Instant,
     /// Our own listeners: no upstream may resolve to them.
@@ -63,6 +65,7 @@ impl Registry {
             upstreams: HashMap::new(),
             limiters: HashMap::new(),
             learned: HashMap::new(),
+            used: None,
             begin: Instant::now(),
             own: Arc::default(),
         }
@@ -84,7 +87,7 @@ impl Registry {
         {
             return limiter.clone();
         }
-        let limiter = Arc::new(Limiter::new(quota, *per != Per::Route));
+        let limiter = Arc::new(Limiter::new(quota, self.used.get_or_insert_default()));
         self.limiters.insert(route.into(), (per.clone(), limiter.clone()));
         limiter
     }
@@ -206,6 +209,9 @@ impl Store {
         let snapshot =
             compile(&config, &mut registry, 1).map_err(|why| Report::of(path, why, "mend that and start again"))?;
         registry.own.store(Arc::new(snapshot.listeners.all()));
+        for upstream in &snapshot.upstreams {
+            upstream.take_effect();
+        }
         let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
         let process =
             Arc::new(ProcessStats { id: u32::try_from(random >> 32).unwrap_or(1), ..ProcessStats::default() });
@@ -276,6 +282,9 @@ impl Store {
         self.process.loaded_at.store(snapshot.loaded.as_second(), Ordering::Relaxed);
         registry.own.store(Arc::new(snapshot.listeners.all()));
         *kept = registry;
+        for upstream in &snapshot.upstreams {
+            upstream.take_effect();
+        }
         self.current.store(Arc::new(snapshot));
         self.generation.store(generation, Ordering::Release);
         commit();

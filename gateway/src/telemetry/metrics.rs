@@ -203,8 +203,8 @@ pub struct UpstreamNow {
     pub breaker: Option<&'static str>,
     /// Endpoints: all, those that checks call out, and those ejected.
     pub endpoints: (usize, usize, usize),
-    /// Requests in flight and waiting, where they are limited.
-    pub occupancy: Option<(u64, u64)>,
+    /// Requests in flight and waiting.
+    pub occupancy: (u64, u64),
 }
 
 /// What is counted of the process.
@@ -437,18 +437,13 @@ impl All {
             Ok(())
         })?;
         let occupancies: [(&str, &str, Side); 2] = [
-            ("upstream_requests_in_flight", "Requests in flight, where `max_requests` limits them", |(inside, _)| {
-                inside
-            }),
-            ("upstream_requests_pending", "Requests that wait, where `max_requests` limits them", |(_, waiting)| {
-                waiting
-            }),
+            ("upstream_requests_in_flight", "Requests in flight", |(inside, _)| inside),
+            ("upstream_requests_pending", "Requests that wait for a place", |(_, waiting)| waiting),
         ];
         for (name, help, side) in occupancies {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            self.each_upstream(|name, _, now| match now.occupancy {
-                Some(both) => gauge(&mut metric, &[("upstream", name)], i64::try_from(side(both)).unwrap_or(i64::MAX)),
-                None => Ok(()),
+            self.each_upstream(|name, _, now| {
+                gauge(&mut metric, &[("upstream", name)], i64::try_from(side(now.occupancy)).unwrap_or(i64::MAX))
             })?;
         }
         Ok(())

@@ -133,7 +133,7 @@ pub struct Call {
     /// How much of a head was looked at in vain.
     seen: usize,
     /// Why the response must not go on, although the upstream might send it.
-    spoilt: Option<String>,
+    spoilt: Option<Error>,
     /// Who waits for the response's body.
     reader: Option<Waker>,
 }
@@ -188,7 +188,7 @@ impl Call {
     }
 
     /// The request broke off: what comes back is not for anybody.
-    pub fn spoil(&mut self, why: String) {
+    pub fn spoil(&mut self, why: Error) {
         self.give_up();
         self.spoilt = Some(why);
         if let Some(reader) = self.reader.take() {
@@ -393,7 +393,7 @@ impl Call {
     /// The next piece of the response's body.
     pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         if let Some(why) = self.spoilt.take() {
-            return Poll::Ready(Some(Err(BrokenBody::Cut(why))));
+            return Poll::Ready(Some(Err(BrokenBody::Request(why))));
         }
         let Some(wire) = &mut self.wire else { return Poll::Ready(None) };
         // What came with the head goes on together with what is there by now.
@@ -444,4 +444,6 @@ pub enum BrokenBody {
     Cut(String),
     /// What came is no body.
     Protocol(&'static str),
+    /// The request broke off, and its response is for nobody.
+    Request(Error),
 }

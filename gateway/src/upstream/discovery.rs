@@ -13,7 +13,7 @@ use hickory_resolver::{
     Resolver as Hickory, TokioResolver,
     config::{ConnectionConfig, NameServerConfig, ResolverConfig},
     net::runtime::TokioRuntimeProvider,
-    proto::rr::{RData, RecordType},
+    proto::rr::{Name, RData, RecordType},
 };
 
 use super::Upstream;
@@ -60,11 +60,26 @@ impl Resolver {
         builder.build().map(Self).map_err(|error| error.to_string())
     }
 
-    /// The addresses of a name, and for how long.
-    async fn addresses(&self, name: &str) -> Result<(Vec<IpAddr>, Duration), String> {
-        let found = self.0.lookup_ip(name).await.map_err(|error| error.to_string())?;
-        let ttl = found.as_lookup().answers().iter().map(|record| record.ttl).min().unwrap_or(0);
-        Ok((found.iter().collect(), Duration::from_secs(ttl.into())))
+    /// The addresses of a name, and for how long. None is an answer; half of an answer is an error.
+    async fn addresses(&self, name: Name) -> Result<(Vec<IpAddr>, Duration), String> {
+        let mut addresses = Vec::new();
+        let mut ttl = MOST;
+        let asked = [self.0.lookup(name.clone(), RecordType::A), self.0.lookup(name, RecordType::AAAA)];
+        for found in futures_util::future::join_all(asked).await {
+            match found {
+                Ok(found) => {
+                    for record in found.answers() {
+                        if let Some(address) = record.data.ip_addr() {
+                            ttl = ttl.min(Duration::from_secs(record.ttl.into()));
+                            addresses.push(address);
+                        }
+                    }
+                }
+                Err(error) if error.is_no_records_found() => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok((addresses, ttl))
     }
 
     /// The endpoints of an upstream, and for how long.
@@ -73,7 +88,7 @@ impl Resolver {
         let known = upstream.url();
         let url = |ip: IpAddr, port| Url { host: ip.to_string(), port, ..known.clone() };
         if !discovery.srv {
-            let (addresses, ttl) = self.addresses(&discovery.name).await?;
+            let (addresses, ttl) = self.addresses(name(&discovery.name)?).await?;
             return Ok((addresses.into_iter().map(|ip| url(ip, known.port)).collect(), ttl));
         }
         let found = self.0.lookup(discovery.name.as_str(), RecordType::SRV).await.map_err(|error| error.to_string())?;
@@ -82,30 +97,27 @@ impl Resolver {
         for record in found.answers() {
             if let RData::SRV(service) = &record.data {
                 ttl = ttl.min(record.ttl);
-                services.push((service.priority, service.target.to_utf8(), service.port));
+                services.push((service.priority, service.target.clone(), service.port));
             }
         }
         // A target of "." says that the service is not there (RFC 2782).
-        services.retain(|(_, target, port)| target != "." && *port > 0);
+        services.retain(|(_, target, port)| !target.is_root() && *port > 0);
         let first = services.iter().map(|(priority, ..)| *priority).min();
         let mut ttl = Duration::from_secs(ttl.into());
         let mut urls = Vec::new();
-        let mut failed = None;
         for (_, target, port) in services.into_iter().filter(|(priority, ..)| Some(*priority) == first) {
-            match self.addresses(&target).await {
-                Ok((addresses, lasts)) => {
-                    ttl = ttl.min(lasts);
-                    urls.extend(addresses.into_iter().map(|ip| url(ip, port)));
-                }
-                Err(error) => failed = Some(format!("{target}: {error}")),
-            }
+            // A target without an address is out of service; one that could not be asked might be in.
+            let (addresses, lasts) = self.addresses(target).await?;
+            ttl = ttl.min(lasts);
+            urls.extend(addresses.into_iter().map(|ip| url(ip, port)));
         }
-        // Half an answer would take away what is still there.
-        match failed {
-            Some(failed) => Err(failed),
-            None => Ok((urls, ttl)),
-        }
+        Ok((urls, ttl))
     }
+}
+
+/// A name as DNS has it: also one with an underscore, as containers have.
+fn name(text: &str) -> Result<Name, String> {
+    Name::from_ascii(text).map_err(|error| error.to_string())
 }
 
 /// Follows an upstream's name for ever.

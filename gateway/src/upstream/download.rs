@@ -41,9 +41,10 @@ impl UpstreamBody {
     }
 
     /// Tells the breaker how it ends. Where that is known already, or will not be, it is told at once; unless it is to `wait`.
-    pub fn watch(&mut self, outcome: Outcome, wait: bool) {
+    pub fn watch(&mut self, mut outcome: Outcome, wait: bool) {
         let ends = self.lease.as_ref().is_some_and(|lease| lease.call().is_measured());
         if ends || wait {
+            outcome.answer();
             self.outcome = Some(outcome);
         } else {
             outcome.tell(true);
@@ -125,11 +126,9 @@ impl Body for UpstreamBody {
             Poll::Ready(Some(Ok(frame))) => {
                 self.moved = true;
                 self.release_at_end();
-                if self.outcome.is_some() {
-                    self.passed += frame.data_ref().map_or(0, Bytes::len) as u64;
-                    if self.lease.is_none() || self.passed >= ENOUGH {
-                        self.tell(true);
-                    }
+                self.passed += frame.data_ref().map_or(0, Bytes::len) as u64;
+                if self.lease.is_none() || self.passed >= ENOUGH {
+                    self.tell(true);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -137,6 +136,12 @@ impl Body for UpstreamBody {
                 let (kind, detail) = match broken {
                     BrokenBody::Cut(detail) => (Kind::Terminated, detail),
                     BrokenBody::Protocol(detail) => (Kind::Protocol, detail.to_owned()),
+                    BrokenBody::Request(error) => {
+                        // Not the upstream's fault: nobody is told.
+                        self.outcome = None;
+                        self.lease = None;
+                        return Poll::Ready(Some(Err(error)));
+                    }
                 };
                 let upstream = self.broke();
                 Poll::Ready(Some(Err(Error { upstream, detail, ..Error::new(kind) })))

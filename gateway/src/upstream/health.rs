@@ -39,8 +39,11 @@ pub async fn check(upstream: Arc<Upstream>, endpoint: Arc<Endpoint>, config: Hea
         (good, bad) = if told.is_ok() { (good + 1, 0) } else { (0, bad + 1) };
         let now = millis(tokio::time::Instant::now());
         let (name, address) = (&*upstream.name, &*endpoint.name);
+        if told.is_ok() && good >= config.healthy_after {
+            // Envoy's `successful_active_health_check_uneject_host`.
+            endpoint.vitals.pardon(now);
+        }
         match told {
-            // An answer also ends an ejection (Envoy's `successful_active_health_check_uneject_host`).
             Ok(()) if good >= config.healthy_after && endpoint.vitals.set_down(false, now) => {
                 tracing::info!(upstream = name, endpoint = address, "an endpoint is healthy again");
             }

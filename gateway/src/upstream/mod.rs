@@ -20,7 +20,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -39,9 +39,10 @@ use crate::{
         values::{OrNone, Span},
     },
     resilience::{
+        balance::may_eject,
         breaker::{Breaker, Settings},
         budget::Budget,
-        bulkhead::{Bulkhead, Limits},
+        bulkhead::Bulkhead,
         millis,
         vitals::Outlier,
     },
@@ -82,16 +83,18 @@ pub struct Upstream {
     pub health: Option<HealthConfig>,
     /// Passive ones.
     pub outlier: Option<Outlier>,
+    /// One ejection at a time.
+    ejecting: Mutex<()>,
     /// Its circuit breaker.
     pub breaker: Option<Arc<Breaker>>,
     /// Its retries.
     pub budget: Arc<Budget>,
     /// Its requests in flight.
     pub bulkhead: Arc<Bulkhead>,
-    /// How many those may be.
-    pub places: Option<Limits>,
+    /// How many those may be, if there is a limit.
+    pub max_requests: Option<u32>,
     /// How many may wait, for whatever they wait.
-    pub max_pending: usize,
+    pub max_pending: u32,
     /// How many do.
     pub pending: AtomicUsize,
     /// How long one may wait.
@@ -198,7 +201,15 @@ impl Upstream {
             None if name != "legacy" => Some(breaker(&BreakerConfig::default())),
             Some(OrNone::None) | None => None,
         };
-        let same = |settings: &Settings| before?.breaker.clone().filter(|before| before.settings() == settings);
+        // What was learned of another address says nothing of this one.
+        let place = |urls: &[Url], discovery: &Option<Discovery>| {
+            (urls.to_vec(), discovery.as_ref().map(|discovery| (discovery.name.clone(), discovery.srv)))
+        };
+        let here = place(&urls, &discovery);
+        let same = |settings: &Settings| {
+            let before = before.filter(|before| place(&before.urls, &before.discovery) == here)?;
+            before.breaker.clone().filter(|before| before.settings() == settings)
+        };
         let this = Self {
             name: name.into(),
             endpoints: ArcSwap::default(),
@@ -214,13 +225,14 @@ impl Upstream {
                 None if several => Some(outlier(&OutlierConfig::default())),
                 Some(OrNone::None) | None => None,
             },
+            ejecting: Mutex::default(),
             breaker: breaker
                 .map(|settings| same(&settings).unwrap_or_else(|| Arc::new(Breaker::new(settings, BUCKETS)))),
             budget: before.map(|before| before.budget.clone()).unwrap_or_default(),
             // Who is in flight is in flight, whatever the file says now.
             bulkhead: before.map(|before| before.bulkhead.clone()).unwrap_or_default(),
-            places: config.max_requests.map(|max| Limits { max, pending: config.max_pending }),
-            max_pending: config.max_pending as usize,
+            max_requests: config.max_requests,
+            max_pending: config.max_pending,
             pending: AtomicUsize::new(0),
             pending_timeout: config.pending_timeout.0,
             connections: Connections {
@@ -242,7 +254,7 @@ impl Upstream {
             && let Some(earlier) = &before.discovery
             && (&earlier.name, earlier.srv, before.url().port, before.url().tls)
                 == (&discovery.name, discovery.srv, this.url().port, tls)
-            && before.found.load(Relaxed)
+            && !known.is_empty()
         {
             let urls: Vec<Url> = known.iter().map(|endpoint| endpoint.url.clone()).collect();
             this.set_endpoints(&urls, &known)?;
@@ -275,6 +287,9 @@ impl Upstream {
         let mut endpoints = Vec::with_capacity(urls.len());
         for url in urls {
             let same = known.iter().find(|endpoint| endpoint.url == *url && endpoint.is_for(self));
+            if let Some(same) = same {
+                same.vitals.absolve(self.health.is_some(), self.outlier.is_some());
+            }
             endpoints.push(match same {
                 Some(endpoint) => endpoint.clone(),
                 // Where others are there already, it warms up.
@@ -301,7 +316,7 @@ impl Upstream {
         UpstreamNow {
             breaker: self.breaker.as_ref().map(|breaker| breaker.state().word()),
             endpoints: (endpoints.len(), down, ejected),
-            occupancy: self.places.map(|_| self.bulkhead.occupancy()),
+            occupancy: self.bulkhead.occupancy(),
         }
     }
 
@@ -314,8 +329,28 @@ impl Upstream {
         }
     }
 
-    /// Looked up in vain: who waits is told so.
+    /// Leaves out an endpoint that has failed often enough, unless too many are out already.
+    pub fn eject(&self, endpoint: &Endpoint, now: u64) {
+        let Some(outlier) = &self.outlier else { return };
+        // One at a time, or two would take the last place.
+        let _ejecting = self.ejecting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !may_eject(&self.endpoints.load(), now, outlier) {
+            return;
+        }
+        if let Some(lasts) = endpoint.vitals.eject(now, outlier).map(Duration::from_millis) {
+            self.stats.ejections.fetch_add(1, Relaxed);
+            tracing::warn!(upstream = &*self.name, endpoint = &*endpoint.name, ?lasts, "an endpoint was ejected");
+        }
+    }
+
+    /// It runs from now on: what it shares with the one before follows its limits.
+    pub fn take_effect(&self) {
+        self.bulkhead.set_max(self.max_requests.unwrap_or(u32::MAX));
+    }
+
+    /// Looked up in vain: who waits is told so, and who comes does not wait.
     pub fn give_up_finding(&self) {
+        self.found.store(true, Relaxed);
         self.finding.notify_waiters();
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A failure is known at once. A success is known when the body has ended, or when as much of it
 //! has come that its end is the client's affair; of a body without a known length, and of a
-//! tunnel, at its head. What is dropped before says nothing, unless a time limit
+//! tunnel, at its head. The time that a client takes to send is nobody's. What is dropped before says nothing, unless a time limit
 //! has dropped it, or it had been slow already.
 
 use std::sync::Arc;
@@ -44,6 +44,13 @@ impl Outcome {
     /// Whether a head that took this long came too late.
     pub fn is_slow(&self, taken: std::time::Duration) -> bool {
         self.upstream.breaker.as_ref().and_then(|breaker| breaker.settings().slow_call).is_some_and(|slow| taken > slow)
+    }
+
+    /// Its head was there, and good.
+    pub fn answer(&mut self) {
+        if let (Some(breaker), Some(pass)) = (&self.upstream.breaker, &mut self.pass) {
+            breaker.answer(pass);
+        }
     }
 
     /// It is known.

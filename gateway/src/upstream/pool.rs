@@ -37,8 +37,8 @@ use crate::{
         write::{self, Overrides},
     },
     resilience::{
-        balance::{Balance, Choice, may_eject},
-        bulkhead::Lane,
+        balance::{Balance, Choice},
+        bulkhead::{Bulkhead, Lane},
         millis,
     },
 };
@@ -111,7 +111,9 @@ impl Pool {
             Err(None) => Box::pin(self.find(way)).await?,
             Err(Some(error)) => return Err(error),
         };
-        let flight = Flight::begin(&self.upstream, &endpoint);
+        let flight = Flight::begin(&self.upstream, &endpoint, &upload, departed);
+        // Whether some of it went out on a connection that broke.
+        let mut seen = false;
         let mut outbox = Outbox::default();
         if way.own_host && way.overrides.host.is_none() {
             let overrides = Overrides { host: Some(endpoint.authority.clone()), ..way.overrides.clone() };
@@ -128,7 +130,8 @@ impl Pool {
                 Some(wire) => wire,
                 None => match Box::pin(meanwhile(&mut body, self.connect(&endpoint))).await {
                     Ok(wire) => wire,
-                    Err(error) => {
+                    Err(mut error) => {
+                        error.sent |= seen;
                         flight.failed(&error);
                         return Err(error);
                     }
@@ -141,21 +144,22 @@ impl Pool {
                     if reused {
                         self.upstream.stats.reused.fetch_add(1, Relaxed);
                     }
-                    flight.answered(departed, head.status);
+                    flight.answered(head.status);
                     let shared = Shared { pool: self.clone(), call, flight, _permit: permit };
                     return Ok((head, Lease::new(Rc::new(shared), upload, way.idle)));
                 }
                 // Not a byte of it was sent.
                 Err(Failed::Unsent(_)) if reused => {
                     (outbox, body, place) = call.borrow_mut().take_unsent();
-                    way.sent.set(false);
+                    way.sent.set(seen);
                 }
                 Err(Failed::Silent(_)) if reused && may_repeat => {
                     (outbox, body, place) = call.borrow_mut().take_unsent();
-                    fresh = true;
+                    (fresh, seen) = (true, true);
                 }
                 Err(failed) => {
-                    let error = self.failure(failed, &upload, &endpoint);
+                    let mut error = self.failure(failed, &upload, &endpoint);
+                    error.sent |= seen;
                     way.sent.set(error.sent);
                     flight.failed(&error);
                     return Err(error);
@@ -206,31 +210,19 @@ impl Pool {
     /// A place, if there is one at once.
     fn try_enter(&self) -> Option<Permit> {
         let connection = self.permits.clone().try_acquire_owned().ok()?;
-        let place = match self.upstream.places {
-            None => None,
-            Some(limits) if self.upstream.bulkhead.try_enter(limits) => Some(Place(self.upstream.clone())),
-            Some(_) => return None,
-        };
+        let place = self.upstream.bulkhead.try_enter().then(|| Place(self.upstream.bulkhead.clone()))?;
         Some(Permit { _place: place, _connection: connection })
     }
 
     /// Waits for a place, within the upstream's limit.
     async fn enter(&self, lane: Lane) -> Result<Permit, Error> {
         let upstream = &self.upstream;
-        let shed = |kind, why: &str| {
-            upstream.stats.shed.fetch_add(1, Relaxed);
-            Error::upstream(kind, &upstream.name, false, why)
-        };
-        let entering = async {
+        let shed = |kind, why: &str| self.shed(kind, why);
+        self.in_time(async {
             // The shared place first: a connection is kept from nobody while its taker waits.
-            let place = match upstream.places {
-                None => None,
-                Some(limits) => {
-                    let full = |_| shed(Kind::ConnectionLimit, "as many requests as it may have, and enough wait");
-                    upstream.bulkhead.enter(limits, lane).map_err(full)?.await.map_err(full)?;
-                    Some(Place(upstream.clone()))
-                }
-            };
+            let full = |_| shed(Kind::ConnectionLimit, "as many requests as it may have, and enough wait");
+            upstream.bulkhead.enter(upstream.max_pending, lane).map_err(full)?.await.map_err(full)?;
+            let place = Place(upstream.bulkhead.clone());
             let connection = if let Ok(connection) = self.permits.clone().try_acquire_owned() {
                 connection
             } else {
@@ -239,14 +231,26 @@ impl Pool {
                 self.permits.clone().acquire_owned().await.map_err(|_| full())?
             };
             Ok(Permit { _place: place, _connection: connection })
-        };
-        let late = || shed(Kind::PendingTimeout, &format!("no place within {:?}", upstream.pending_timeout));
-        tokio::time::timeout(upstream.pending_timeout, entering).await.unwrap_or_else(|_| Err(late()))
+        })
+        .await
+    }
+
+    /// Waits for a place, but not for longer than the upstream's limit.
+    async fn in_time<T>(&self, wait: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let limit = self.upstream.pending_timeout;
+        tokio::time::timeout(limit, wait)
+            .await
+            .unwrap_or_else(|_| Err(self.shed(Kind::PendingTimeout, &format!("no place within {limit:?}"))))
+    }
+
+    fn shed(&self, kind: Kind, why: &str) -> Error {
+        self.upstream.stats.shed.fetch_add(1, Relaxed);
+        Error::upstream(kind, &self.upstream.name, false, why)
     }
 
     /// Waits for a place among those that are still coming in; none is needed by what is whole meanwhile.
     async fn wait_for_upload(&self, body: &mut RequestBody) -> Result<Option<OwnedSemaphorePermit>, Error> {
-        let mut place = std::pin::pin!(self.wait_among_uploads());
+        let mut place = std::pin::pin!(self.in_time(self.wait_among_uploads()));
         poll_fn(|cx| {
             if let Poll::Ready(whole) = body.poll_whole(cx) {
                 return Poll::Ready(whole.map(|()| None));
@@ -257,7 +261,7 @@ impl Pool {
     }
 
     async fn wait_among_uploads(&self) -> Result<OwnedSemaphorePermit, Error> {
-        let full = || Error::upstream(Kind::ConnectionLimit, &self.upstream.name, false, "too many uploads wait");
+        let full = || self.shed(Kind::ConnectionLimit, "too many uploads wait");
         if self.waiting_uploads.get() >= WAITING_UPLOADS {
             return Err(full());
         }
@@ -285,6 +289,14 @@ impl Pool {
     }
 
     async fn connect(&self, endpoint: &Arc<Endpoint>) -> Result<Wire, Error> {
+        // Idle ones to other endpoints count, too.
+        let most = self.upstream.connections.max;
+        let busy = most.saturating_sub(self.permits.available_permits());
+        let spare = {
+            let mut idle = self.idle.borrow_mut();
+            (idle.len() + busy > most && !idle.is_empty()).then(|| idle.remove(0))
+        };
+        drop(spare);
         let stats = &self.upstream.stats;
         match connect::connect(&self.upstream, endpoint).await {
             Ok(io) => {
@@ -397,16 +409,16 @@ impl Way {
 
 /// A request's place at the upstream, and its connection.
 struct Permit {
-    _place: Option<Place>,
+    _place: Place,
     _connection: OwnedSemaphorePermit,
 }
 
 /// A place in the upstream's bulkhead.
-struct Place(Arc<Upstream>);
+struct Place(Arc<Bulkhead>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.bulkhead.leave();
+        self.0.leave();
     }
 }
 
@@ -415,7 +427,7 @@ struct Pending<'a>(&'a Upstream);
 
 impl<'a> Pending<'a> {
     fn new(upstream: &'a Upstream) -> Option<Self> {
-        if upstream.pending.fetch_add(1, Relaxed) >= upstream.max_pending {
+        if upstream.pending.fetch_add(1, Relaxed) >= upstream.max_pending as usize {
             upstream.pending.fetch_sub(1, Relaxed);
             return None;
         }
@@ -430,55 +442,92 @@ impl Drop for Pending<'_> {
 }
 
 /// A request at one of several endpoints. Of an only one nothing needs to be known.
-struct Flight(Option<(Arc<Upstream>, Arc<Endpoint>)>);
+struct Flight(Option<Flying>);
+
+struct Flying {
+    upstream: Arc<Upstream>,
+    endpoint: Arc<Endpoint>,
+    upload: Rc<Upload>,
+    departed: Instant,
+    /// Whether it is known how it went, and whether it failed.
+    told: Cell<bool>,
+    failed: Cell<bool>,
+}
 
 impl Flight {
-    fn begin(upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> Self {
+    fn begin(upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>, upload: &Rc<Upload>, departed: Instant) -> Self {
         if upstream.endpoints.load().len() < 2 {
             return Self(None);
         }
         endpoint.vitals.begin();
-        Self(Some((upstream.clone(), endpoint.clone())))
+        Self(Some(Flying {
+            upstream: upstream.clone(),
+            endpoint: endpoint.clone(),
+            upload: upload.clone(),
+            departed,
+            told: Cell::new(false),
+            failed: Cell::new(false),
+        }))
     }
 
-    fn answered(&self, departed: Instant, status: StatusCode) {
-        let Some((_, endpoint)) = &self.0 else { return };
-        let now = Instant::now();
-        let micros = u64::try_from(now.duration_since(departed).as_micros()).unwrap_or(u64::MAX);
-        endpoint.vitals.observe(millis(now), micros);
+    fn answered(&self, status: StatusCode) {
+        let Some(flying) = &self.0 else { return };
+        flying.told.set(true);
+        flying.observe();
         if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
-            self.fail();
+            flying.fail();
         } else {
-            endpoint.vitals.succeed();
+            flying.endpoint.vitals.succeed();
         }
     }
 
     fn failed(&self, error: &Error) {
+        let Some(flying) = &self.0 else { return };
+        flying.told.set(true);
         if error.kind.is_upstreams() {
-            self.fail();
+            flying.fail();
         }
     }
 
-    fn fail(&self) {
-        let Some((upstream, endpoint)) = &self.0 else { return };
-        let now = millis(Instant::now());
-        let Some(outlier) = &upstream.outlier else {
-            endpoint.vitals.fail(now, None);
-            return;
-        };
-        if endpoint.vitals.fail(now, Some(outlier)) && may_eject(&upstream.endpoints.load(), now, outlier) {
-            let lasts = Duration::from_millis(endpoint.vitals.eject(now, outlier));
-            upstream.stats.ejections.fetch_add(1, Relaxed);
-            tracing::warn!(upstream = &*upstream.name, endpoint = &*endpoint.name, ?lasts, "an endpoint was ejected");
+    /// The response broke off.
+    fn broke(&self) {
+        if let Some(flying) = &self.0 {
+            flying.fail();
         }
     }
 }
 
-impl Drop for Flight {
-    fn drop(&mut self) {
-        if let Some((_, endpoint)) = &self.0 {
-            endpoint.vitals.end();
+impl Flying {
+    /// How long the endpoint took, or takes, from the moment at which it had the whole request.
+    fn observe(&self) {
+        if let Some(waited) = self.upload.waited(self.departed) {
+            let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+            self.endpoint.vitals.observe(millis(Instant::now()), micros);
         }
+    }
+
+    fn fail(&self) {
+        if self.failed.replace(true) {
+            return;
+        }
+        let Self { upstream, endpoint, .. } = self;
+        let now = millis(Instant::now());
+        if endpoint.vitals.fail(now, upstream.outlier.as_ref()) {
+            upstream.eject(endpoint, now);
+        }
+    }
+}
+
+impl Drop for Flying {
+    /// Nobody waits any more: for a time limit the endpoint is to blame; that a client left says how long it took at least.
+    fn drop(&mut self) {
+        if !self.told.get() {
+            if self.upload.is_expired() {
+                self.fail();
+            }
+            self.observe();
+        }
+        self.endpoint.vitals.end();
     }
 }
 
@@ -551,7 +600,7 @@ impl Lease {
 
     /// The response broke off.
     pub fn broke(&self) {
-        self.shared.flight.fail();
+        self.shared.flight.broke();
     }
 
     /// The response is over: the connection goes back as soon as the request is over too.
@@ -574,7 +623,7 @@ async fn pump(shared: Rc<Shared>, upload: Rc<Upload>, idle: Option<Duration>) {
         let sent = poll_fn(|cx| shared.call.borrow_mut().poll_upload(cx)).await;
         match sent {
             Ok(()) => {}
-            Err(Failed::Body(error)) => shared.call.borrow_mut().spoil(error.to_string()),
+            Err(Failed::Body(error)) => shared.call.borrow_mut().spoil(error),
             // It may have answered all the same.
             Err(_) => shared.call.borrow_mut().give_up(),
         }
@@ -591,7 +640,7 @@ async fn pump(shared: Rc<Shared>, upload: Rc<Upload>, idle: Option<Duration>) {
             let mut call = shared.call.borrow_mut();
             // Half a request is nobody's to answer.
             if upload.is_unfinished() {
-                call.spoil("the request's body paused for too long".to_owned());
+                call.spoil(Error::new(Kind::ClientStalled));
             } else {
                 call.give_up();
             }

@@ -151,6 +151,11 @@ impl Upload {
         self.state.get() == State::Streaming
     }
 
+    /// For how long the upstream has had all of it, of the time since then; nothing while it has not.
+    pub fn waited(&self, since: Instant) -> Option<Duration> {
+        (!self.is_unfinished()).then(|| self.moved.get().map_or(since, |moved| moved.max(since)).elapsed())
+    }
+
     /// For how long it has not moved.
     pub fn quiet(&self) -> Duration {
         self.moved.get().map_or(Duration::MAX, |moved| moved.elapsed())
@@ -528,7 +533,8 @@ pub async fn within<T>(
                 Ok(Some(left)) => left,
                 Ok(None) => return Poll::Pending,
                 Err(stalled) => {
-                    upload.set_expired(true);
+                    // For a client's pause nobody else is to blame.
+                    upload.set_expired(stalled != Some(Kind::ClientStalled));
                     return Poll::Ready(Err(Error::new(stalled.unwrap_or(expired))));
                 }
             };
@@ -548,7 +554,8 @@ fn time_left(
     if upload.is_streaming() {
         // Without a limit for pauses, the client may take its time; an upstream that does not read may not.
         let bound = if upload.client_paused.get() { idle } else { idle.or(limit) };
-        let left = bound.map(|bound| bound.saturating_sub(upload.quiet()));
+        let quiet = upload.moved.get().map_or(start, |moved| moved.max(start)).elapsed();
+        let left = bound.map(|bound| bound.saturating_sub(quiet));
         if left.is_some_and(|left| left.is_zero()) {
             return Err(Some(if upload.client_paused.get() { Kind::ClientStalled } else { Kind::WriteTimeout }));
         }

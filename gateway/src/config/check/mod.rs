@@ -56,6 +56,7 @@ pub(super) fn check(mut sources: Sources) -> Result<Config, Report> {
             fallback: defaults.fallback.as_ref(),
             rate_limit: defaults.rate_limit.as_ref(),
             replay_body: defaults.replay_body.as_ref(),
+            timeout: defaults.timeout.as_ref(),
         },
     );
     let items = sources.routes.clone();

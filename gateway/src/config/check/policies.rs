@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::matching::must_arrive;
 use crate::config::{
+    file::TimeoutConfig,
     policy::{FallbackConfig, Per, RateLimitConfig, RetryConfig},
     source::{At, Sources},
     values::{OrNone, Size},
@@ -15,6 +16,7 @@ pub(super) struct Policies<'a> {
     pub(super) fallback: Option<&'a OrNone<FallbackConfig>>,
     pub(super) rate_limit: Option<&'a OrNone<RateLimitConfig>>,
     pub(super) replay_body: Option<&'a OrNone<Size>>,
+    pub(super) timeout: Option<&'a OrNone<TimeoutConfig>>,
 }
 
 /// Tries beside the first, at most: more than that is load, not help.
@@ -34,10 +36,16 @@ pub(super) fn check_policies(sources: &mut Sources, at: &At, policies: &Policies
         wrong(at.down("retries"), number, "not a number of retries", none);
         wrong(at.down("when"), !retry.when.is_empty(), "no reason to try again", "name one, or write `retry: none`");
         let backoff = at.down("backoff");
-        let (base, max) = (retry.backoff.base.0, retry.backoff.max.0);
-        wrong(backoff.down("max"), base <= max, "shorter than `base`", "write at least what `base` says");
-        let hour = max <= Duration::from_hours(1);
-        wrong(backoff.down("max"), hour, "a pause too long", "write `1h` or less");
+        let (base, longest) = (retry.backoff.base.0, retry.backoff.longest());
+        let key = if retry.backoff.max.is_some() { "max" } else { "base" };
+        wrong(backoff.down(key), base <= longest, "`max` shorter than `base`", "write at least what `base` says");
+        let hour = longest <= Duration::from_hours(1);
+        wrong(
+            backoff.down(key),
+            hour,
+            "a pause too long",
+            "a pause is `1h` at most, and ten times `base` if `max` is not given",
+        );
     }
     if let Some(OrNone::Some(fallback)) = policies.fallback
         && fallback.when.is_empty()
@@ -55,6 +63,16 @@ pub(super) fn check_policies(sources: &mut Sources, at: &At, policies: &Policies
         {
             must_arrive(sources, &at.down("per"), &name);
         }
+    }
+    if let Some(OrNone::Some(timeout)) = policies.timeout
+        && let (Some(attempt), Some(request)) = (timeout.attempt.limit(), timeout.request.limit())
+        && attempt > request
+    {
+        sources.warn(
+            &at.down("timeout").down("attempt"),
+            "limit of a try longer than that of the request".to_owned(),
+            &format!("it never fires: `request` is {}; make it shorter", timeout.request),
+        );
     }
     if let Some(OrNone::Some(size)) = policies.replay_body
         && size.0 > REPLAY

@@ -118,6 +118,7 @@ fn check_route(sources: &mut Sources, item: &Item<RouteConfig>, rule: Option<&Ru
             fallback: route.fallback.as_ref(),
             rate_limit: route.rate_limit.as_ref(),
             replay_body: route.replay_body.as_ref(),
+            timeout: route.timeout.as_ref(),
         },
     );
     if route.stage == Stage::Retired && matches!(route.fallback, Some(OrNone::Some(_))) {

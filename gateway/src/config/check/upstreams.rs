@@ -10,7 +10,7 @@ use std::{
 use http::Uri;
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 
-use super::Addresses;
+use super::{Addresses, matching::must_arrive};
 use crate::config::{
     file::{KeySource, is_token},
     source::{At, Item, Sources},
@@ -252,6 +252,18 @@ fn check_limits(sources: &mut Sources, at: &At, config: &UpstreamConfig) {
         "`sticky` chooses the arm, not the endpoint",
         "name `cookie:NAME`, `header:NAME` or `ip`",
     );
+    for (n, source) in config.hash_by.iter().enumerate() {
+        if let KeySource::Header(name) = source
+            && let Ok(name) = http::HeaderName::from_bytes(name.as_bytes())
+        {
+            must_arrive(sources, &at.down("hash_by").down(n), &name);
+        }
+    }
+    let mut wrong = |at: At, holds: bool, what: &str, help: &str| {
+        if !holds {
+            sources.error(&at, what.to_owned(), help);
+        }
+    };
     if let Some(health) = &config.health {
         let at = at.down("health");
         let path = health.path.starts_with('/') && health.path.parse::<http::uri::PathAndQuery>().is_ok();

@@ -20,13 +20,15 @@ pub(crate) enum Shape {
     Get(&'static str),
     /// A path, and so many bytes.
     Post(&'static str, usize),
+    /// A path that is refused with 503.
+    Refused(&'static str),
 }
 
 impl Shape {
     /// The request, with the eight fields of a browser.
     pub(crate) fn bytes(self) -> Vec<u8> {
         let (method, path, length) = match self {
-            Self::Get(path) => ("GET", path, None),
+            Self::Get(path) | Self::Refused(path) => ("GET", path, None),
             Self::Post(path, length) => ("POST", path, Some(length)),
         };
         let framing = length.map(|length| format!("content-length: {length}\r\n")).unwrap_or_default();
@@ -39,6 +41,14 @@ impl Shape {
              cookie: session=0123456789abcdef; theme=dark\r\ncache-control: max-age=0\r\n{framing}\r\n"
         );
         [head.into_bytes(), vec![b'x'; length.unwrap_or(0)]].concat()
+    }
+
+    /// How a good answer begins.
+    fn begins(self) -> &'static str {
+        match self {
+            Self::Get(_) | Self::Post(..) => "HTTP/1.1 2",
+            Self::Refused(_) => "HTTP/1.1 503",
+        }
     }
 }
 
@@ -118,6 +128,7 @@ pub(crate) fn idle(address: SocketAddr, count: usize) -> anyhow::Result<Vec<std:
 
 async fn turn(address: SocketAddr, plan: Plan, mark: &mut dyn FnMut()) -> anyhow::Result<Told> {
     let held = idle(address, plan.idle)?;
+    let begins = plan.shape.begins();
     let shared = Rc::new(Shared {
         left: Cell::new(plan.requests.unwrap_or(u64::MAX)),
         completed: Cell::new(0),
@@ -127,13 +138,14 @@ async fn turn(address: SocketAddr, plan: Plan, mark: &mut dyn FnMut()) -> anyhow
     let request: Rc<[u8]> = plan.shape.bytes().into();
     let mut clients = Vec::new();
     for _ in 0..plan.connections {
-        let mut client = Client { tcp: connect(address).await?, buffer: vec![0; 64 * 1024], filled: 0 };
+        let mut client = Client { tcp: connect(address).await?, buffer: vec![0; 64 * 1024], filled: 0, begins };
         // One each first, so that no turn pays for what is made once.
         client.ask(&request).await?;
         clients.push(client);
     }
     for _ in 0..plan.heavy {
-        let mut client = Client { tcp: connect(address).await?, buffer: vec![0; 64 * 1024], filled: 0 };
+        let mut client =
+            Client { tcp: connect(address).await?, buffer: vec![0; 64 * 1024], filled: 0, begins: "HTTP/1.1 2" };
         tokio::task::spawn_local(async move {
             let endless = Shape::Get("/a/1m").bytes();
             while client.ask(&endless).await.is_ok() {}
@@ -203,10 +215,12 @@ struct Client {
     tcp: TcpStream,
     buffer: Vec<u8>,
     filled: usize,
+    /// How a good answer begins.
+    begins: &'static str,
 }
 
 impl Client {
-    /// Asks once and reads the whole answer, which must have a length and a status below 300.
+    /// Asks once and reads the whole answer, which must have a length and begin as expected.
     async fn ask(&mut self, request: &[u8]) -> anyhow::Result<()> {
         self.tcp.write_all(request).await?;
         self.filled = 0;
@@ -214,7 +228,7 @@ impl Client {
             self.read().await?;
             if let Some(head) = find(&self.buffer[..self.filled]) {
                 let text = std::str::from_utf8(&self.buffer[..head])?;
-                if !text.starts_with("HTTP/1.1 2") {
+                if !text.starts_with(self.begins) {
                     bail!("answered {}", text.lines().next().unwrap_or_default());
                 }
                 let length = text.split("\r\n").find_map(|line| {

@@ -57,6 +57,9 @@ enum What {
     },
     /// Instructions and system calls a request (valgrind and strace), which repeat exactly.
     Counts {
+        /// What the gateway does for each request.
+        #[arg(long, value_enum, default_value = "default")]
+        layers: peers::Layers,
         /// Fails where there are more instructions than this.
         #[arg(long)]
         max_instructions: Option<u64>,
@@ -80,7 +83,9 @@ fn main() -> anyhow::Result<()> {
             let peers = Peers::start(&arguments.gateway, before.as_deref(), &pingora)?;
             compare(&peers, rounds, Duration::from_secs_f64(seconds), &only)
         }
-        What::Counts { max_instructions, max_calls } => counts::run(&arguments.gateway, max_instructions, max_calls),
+        What::Counts { layers, max_instructions, max_calls } => {
+            counts::run(&arguments.gateway, layers, max_instructions, max_calls)
+        }
         What::Idle { clients } => {
             let peers = Peers::start(&arguments.gateway, None, &PathBuf::new())?;
             idle(&peers, clients)
@@ -110,6 +115,7 @@ fn cases(turn: Duration) -> Vec<Case> {
     // HAProxy counts how many it can serve by its limit of files, and has no room for so many.
     let roomy: &[&str] = &["gateway", "gateway, before", "nginx, same work", "nginx, bare", "Pingora, bare"];
     let tables: &[&str] = &["gateway", "gateway, 10,000 routes"];
+    let layers: &[&str] = &["gateway", "gateway, before", "gateway, resilience off", "gateway, resilience on"];
     vec![
         Case { name: "GET 1 KiB, 64 connections", plan: get(64), only: all },
         Case { name: "GET 1 KiB, 512 connections", plan: get(512), only: all },
@@ -120,6 +126,12 @@ fn cases(turn: Duration) -> Vec<Case> {
         },
         Case { name: "GET 100 KiB, 64 connections", plan: Plan { shape: Shape::Get("/a/100k"), ..get(64) }, only: all },
         Case { name: "GET 1 KiB, 64 connections, 10 and 10,000 routes", plan: get(64), only: tables },
+        Case { name: "GET 1 KiB, 64 connections, resilience off and on", plan: get(64), only: layers },
+        Case {
+            name: "GET that is refused, 64 connections",
+            plan: Plan { shape: Shape::Refused("/a/1k"), ..get(64) },
+            only: &["gateway, full"],
+        },
         Case {
             name: "GET 1 KiB, 64 beside 10,000 idle connections",
             plan: Plan { idle: 10_000, ..get(64) },
@@ -166,8 +178,9 @@ fn compare(peers: &Peers, rounds: usize, turn: Duration, only: &str) -> anyhow::
 }
 
 fn takes_part(peer: &Peer, only: &[&str]) -> bool {
-    // The table of 10,000 routes is for its own case alone.
-    if only.is_empty() { !peer.name.contains("routes") } else { only.contains(&peer.name.as_str()) }
+    // Some are for cases of their own.
+    let own = ["routes", "resilience", "full"].iter().any(|word| peer.name.contains(word));
+    if only.is_empty() { !own } else { only.contains(&peer.name.as_str()) }
 }
 
 fn idle(peers: &Peers, clients: usize) -> anyhow::Result<()> {

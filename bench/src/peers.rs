@@ -76,6 +76,8 @@ pub(crate) struct Peers {
     pub(crate) all: Vec<Peer>,
     origin: Child,
     _folder: TempDir,
+    /// Takes the place for which others are refused.
+    _occupied: TcpStream,
 }
 
 impl Drop for Peers {
@@ -114,9 +116,10 @@ impl Origin {
              events {{ worker_connections 40000; }}\n\
              http {{ access_log off; keepalive_requests 1000000000; keepalive_timeout 1h; client_max_body_size 0;\n\
              client_body_temp_path {dir}; proxy_temp_path {dir}; fastcgi_temp_path {dir}; uwsgi_temp_path {dir}; scgi_temp_path {dir};\n\
-             open_file_cache max=10; server {{ listen {address}; location /a/1k {{ return 200 {body}; }}\n\
+             open_file_cache max=10; server {{ listen {address}; listen 127.0.0.2:{port}; location /a/1k {{ return 200 {body}; }}\n\
              location /a/ {{ alias {dir}/; }} }} }}\n",
             dir = folder.path().display(),
+            port = address.port(),
             body = "x".repeat(1024),
         );
         let file = folder.path().join("origin.conf");
@@ -135,11 +138,16 @@ impl Peers {
         let mut origin = Origin::start()?;
         let dir = origin.folder.path().to_owned();
         let upstream = origin.address;
-        let mut all = vec![self::gateway("gateway", gateway, &dir, upstream, 10)?];
+        let mut all = vec![self::gateway("gateway", gateway, &dir, upstream, 10, Layers::Default)?];
         if let Some(before) = before {
-            all.push(self::gateway("gateway, before", before, &dir, upstream, 10)?);
+            all.push(self::gateway("gateway, before", before, &dir, upstream, 10, Layers::Default)?);
         }
-        all.push(self::gateway("gateway, 10,000 routes", gateway, &dir, upstream, 10_000)?);
+        all.push(self::gateway("gateway, 10,000 routes", gateway, &dir, upstream, 10_000, Layers::Default)?);
+        all.push(self::gateway("gateway, resilience off", gateway, &dir, upstream, 10, Layers::Off)?);
+        all.push(self::gateway("gateway, resilience on", gateway, &dir, upstream, 10, Layers::On)?);
+        all.push(self::gateway("gateway, full", gateway, &dir, silent()?, 10, Layers::Shed)?);
+        let full = all.last().context("it was just put there")?.address;
+        let occupied = occupy(full)?;
         all.push(nginx("nginx, same work", &dir, upstream, true)?);
         all.push(nginx("nginx, bare", &dir, upstream, false)?);
         match haproxy(&dir, upstream) {
@@ -156,16 +164,50 @@ impl Peers {
         }
         let process = origin.process.take().context("the origin is gone")?;
         let folder = std::mem::replace(&mut origin.folder, tempfile::tempdir()?);
-        Ok(Self { all, origin: process, _folder: folder })
+        Ok(Self { all, origin: process, _folder: folder, _occupied: occupied })
     }
 }
 
+/// What the gateway does for each request beside passing it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Layers {
+    /// What it does where the file says nothing.
+    Default,
+    /// Neither retries nor fallback nor breaker.
+    Off,
+    /// All of that with every reason, two endpoints, checks, ejection, places, rate limit, limits of tries.
+    On,
+    /// Refused: the upstream has one place, which is taken.
+    Shed,
+}
+
 /// The gateway's file for this many routes.
-pub(crate) fn routes(listen: SocketAddr, admin: SocketAddr, upstream: SocketAddr, count: usize) -> String {
+pub(crate) fn routes(
+    listen: SocketAddr,
+    admin: SocketAddr,
+    upstream: SocketAddr,
+    count: usize,
+    layers: Layers,
+) -> String {
+    let plain = format!("url: \"http://{upstream}\"");
+    let (service, policies) = match layers {
+        Layers::Default => (plain, "stage: migrated"),
+        Layers::Off => (plain + ", breaker: none", "stage: migrated, retry: none, fallback: none"),
+        Layers::On => (
+            format!(
+                "urls: [\"http://{upstream}\", \"http://127.0.0.2:{}\"], health: {{path: /a/1k, every: 1s}}, outlier: {{}}, \
+                 breaker: {{slow_call: 2s}}, max_requests: 20000",
+                upstream.port()
+            ),
+            "stage: migrated, retry: {}, fallback: {when: [unavailable, 5xx, 404, 501]}, \
+             rate_limit: {limit: 1000000/s}, timeout: {attempt: 10s}",
+        ),
+        Layers::Shed => (plain + ", breaker: none, max_requests: 1, max_pending: 0", "stage: retired, retry: none"),
+    };
     let mut text = format!(
         "listen: {listen}\nadmin: {admin}\nupstreams:\n  legacy: {{url: \"http://{upstream}\", connections: {{max: 20000}}}}\n  \
-         service: {{url: \"http://{upstream}\", connections: {{max: 20000}}}}\nroutes:\n  \
-         - {{name: a, match: /a/**, upstream: service, stage: migrated}}\n"
+         service: {{{service}, connections: {{max: 20000}}}}\nroutes:\n  \
+         - {{name: a, match: /a/**, upstream: service, {policies}}}\n"
     );
     for n in 1..count {
         text.push_str(&format!(
@@ -176,13 +218,39 @@ pub(crate) fn routes(listen: SocketAddr, admin: SocketAddr, upstream: SocketAddr
     text
 }
 
-fn gateway(name: &str, executable: &Path, dir: &Path, upstream: SocketAddr, count: usize) -> anyhow::Result<Peer> {
+fn gateway(
+    name: &str,
+    executable: &Path,
+    dir: &Path,
+    upstream: SocketAddr,
+    count: usize,
+    layers: Layers,
+) -> anyhow::Result<Peer> {
     let (listen, admin) = (free()?, free()?);
     let file = dir.join(format!("{}.yaml", name.replace([' ', ','], "")));
-    std::fs::write(&file, routes(listen, admin, upstream, count))?;
+    std::fs::write(&file, routes(listen, admin, upstream, count, layers))?;
     let executable = executable.display().to_string();
     let process = spawn(CORES.0, &executable, &["run", "--workers", "1", &file.display().to_string()])?;
     peer(name, listen, process)
+}
+
+/// A request that takes the only place of an upstream that never answers; kept as long as the result.
+pub(crate) fn occupy(gateway: SocketAddr) -> anyhow::Result<TcpStream> {
+    use std::io::Write as _;
+    let mut tcp = TcpStream::connect(gateway)?;
+    tcp.write_all(b"GET /a/1k HTTP/1.1\r\nhost: a\r\n\r\n")?;
+    Ok(tcp)
+}
+
+/// An origin that takes requests and never answers.
+pub(crate) fn silent() -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        let held: Vec<_> = listener.incoming().flatten().collect();
+        drop(held);
+    });
+    Ok(address)
 }
 
 fn nginx(name: &str, dir: &Path, upstream: SocketAddr, full: bool) -> anyhow::Result<Peer> {

@@ -6,7 +6,8 @@
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use serde::Serialize;
 
 use crate::{fields, routing::path::Oddity};
 
@@ -369,38 +370,28 @@ impl Error {
             Kind::NotAllowed => self.detail.clone(),
             _ => String::new(),
         };
-        let mut problem = serde_json::json!({"type": "about:blank", "title": row.title, "status": row.status.as_u16()});
-        if !detail.is_empty() {
-            problem["detail"] = detail.into();
-        }
-        if let Some(upstream) = &self.upstream {
-            problem["upstream"] = (**upstream).into();
-        }
-        if let Some(limit) = self.kind.limit() {
-            problem["limit"] = limit.word().into();
-        }
         let retry_after = self.retry_after.or_else(|| self.kind.retry_after());
-        if let Some(seconds) = retry_after {
-            problem["retry_after"] = seconds.into();
-        }
-        if let Some(Earlier { upstream, kind }) = &self.earlier {
-            let row = kind.row();
-            problem["fallback_from"] = serde_json::json!({
-                "upstream": **upstream, "title": row.title, "error": kind.word(),
-            });
-        }
+        let problem = Problem {
+            kind: "about:blank",
+            title: row.title,
+            status: row.status.as_u16(),
+            detail: &detail,
+            upstream: self.upstream.as_deref(),
+            limit: self.kind.limit().map(TimeLimit::word),
+            retry_after,
+            fallback_from: self.earlier.as_ref().map(|Earlier { upstream, kind }| From {
+                upstream,
+                title: kind.row().title,
+                error: kind.word(),
+            }),
+        };
         let mut response = problem_response(row.status, &problem);
         if let Some(error) = row.proxy_status {
-            let mut status = format!("gw; error={error}");
-            if let Some(upstream) = &self.upstream {
-                status.push_str("; next-hop=");
-                status.push_str(upstream);
-            }
-            if let Some(limit) = self.kind.limit() {
-                status.push_str("; details=\"the limit `");
-                status.push_str(limit.word());
-                status.push_str("` fired\"");
-            }
+            let mut status = String::with_capacity(96);
+            let limit = self.kind.limit().map(TimeLimit::word);
+            let next = self.upstream.as_deref().into_iter().flat_map(|upstream| ["; next-hop=", upstream]);
+            let details = limit.into_iter().flat_map(|limit| ["; details=\"the limit `", limit, "` fired\""]);
+            ["gw; error=", error].into_iter().chain(next).chain(details).for_each(|word| status.push_str(word));
             if let Ok(value) = HeaderValue::try_from(status) {
                 response.headers_mut().insert(fields::PROXY_STATUS, value);
             }
@@ -413,10 +404,39 @@ impl Error {
     }
 }
 
+/// A problem (RFC 9457), with what this gateway adds to it.
+#[derive(Serialize)]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fallback_from: Option<From<'a>>,
+}
+
+/// The service that failed before the monolith did.
+#[derive(Serialize)]
+struct From<'a> {
+    upstream: &'a str,
+    title: &'static str,
+    error: &'static str,
+}
+
 /// A response with a problem (RFC 9457) as its body.
-pub fn problem_response(status: StatusCode, problem: &serde_json::Value) -> Response<Bytes> {
-    let mut response = Response::new(Bytes::from(problem.to_string()));
+pub fn problem_response(status: StatusCode, problem: &impl Serialize) -> Response<Bytes> {
+    // Texts and numbers always have a JSON.
+    let mut response = Response::new(Bytes::from(serde_json::to_vec(problem).unwrap_or_default()));
     *response.status_mut() = status;
+    *response.headers_mut() = HeaderMap::with_capacity(6);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     response
 }

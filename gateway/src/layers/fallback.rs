@@ -13,6 +13,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use futures_util::future::Either;
 use http::{HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use tower::Service;
@@ -25,7 +26,7 @@ use crate::{
     error::{Earlier, Error, Kind},
     fields,
     http1::write::Overrides,
-    resilience::{bulkhead::Lane, millis},
+    resilience::{balance::Balance, bulkhead::Lane, millis},
     snapshot::Fallback as Policy,
     telemetry::metrics::{Arm, FALLBACKS},
     upstream::{outcome::Outcome, pool::Way, upload::Home},
@@ -51,16 +52,16 @@ where
 {
     type Response = Response;
     type Error = Error;
-    type Future = Later;
+    type Future = Either<S::Future, Later>;
 
     always_ready!();
 
-    fn call(&mut self, request: Request) -> Later {
+    fn call(&mut self, request: Request) -> Self::Future {
         let Request { http, context } = request;
         let chunked = park(*http, &context);
         let open = Open(&context).guard();
         let Some(upstream) = context.upstream.get() else {
-            return Box::pin(std::future::ready(Err(Error::new(Kind::Internal))));
+            return Either::Right(Box::pin(std::future::ready(Err(Error::new(Kind::Internal)))));
         };
         let route = context.route();
         if let Some(policy) = route.fallback.as_ref().filter(|_| !is_safe(&context.method) || context.overridden.get())
@@ -71,18 +72,19 @@ where
         let policy = route.fallback.as_ref().filter(|_| context.arm.get() == Arm::Service);
         if policy.is_none() {
             let future = self.inner.call(leg(&context, upstream, Lane::Direct, true, chunked));
-            return Box::pin(async move {
+            let Some(open) = open else { return Either::Left(future) };
+            return Either::Right(Box::pin(async move {
                 let result = future.await;
                 drop(open);
                 result
-            });
+            }));
         }
         let inner = self.inner.clone();
-        Box::pin(async move {
+        Either::Right(Box::pin(async move {
             let result = ask(inner, &context, upstream, chunked).await;
             drop(open);
             result
-        })
+        }))
     }
 }
 
@@ -148,7 +150,7 @@ fn leg(context: &Context, upstream: usize, lane: Lane, last_resort: bool, chunke
         may_repeat: !context.overridden.get(),
         idle: context.route().limits.idle,
         random: std::cell::Cell::new(if several { context.worker.random() } else { 0 }),
-        hash: if several { hash().unwrap_or_else(|| context.worker.random()) } else { 0 },
+        hash: if known.balance == Balance::RingHash { hash().unwrap_or_else(|| context.worker.random()) } else { 0 },
         tried: std::cell::RefCell::default(),
         more: std::cell::Cell::new(false),
         departed: std::cell::Cell::new(None),

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use bytes::BytesMut;
 use futures_util::future::Either;
 use http::{HeaderMap, HeaderValue};
 use tower::Service;
@@ -102,11 +103,13 @@ fn ask(limit: &RateLimit, context: &Exchange, headers: &HeaderMap) -> Decision {
 }
 
 /// `RateLimit-Policy` and `RateLimit`.
-fn said(limit: &RateLimit, decision: Decision) -> Fields {
-    let mut all = vec![(fields::RATELIMIT_POLICY, limit.policy.clone())];
-    let text = format!("{};r={};t={}", limit.name, decision.remaining, decision.reset);
-    if let Ok(value) = HeaderValue::try_from(text) {
-        all.push((fields::RATELIMIT, value));
+fn said(limit: &RateLimit, decision: Decision) -> [(http::HeaderName, HeaderValue); 2] {
+    let mut text = BytesMut::with_capacity(limit.name.len() + 48);
+    text.extend_from_slice(limit.name.as_bytes());
+    for (key, number) in [(";r=", decision.remaining), (";t=", decision.reset)] {
+        text.extend_from_slice(key.as_bytes());
+        text.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     }
-    all
+    let told = HeaderValue::from_maybe_shared(text.freeze()).unwrap_or(HeaderValue::from_static(""));
+    [(fields::RATELIMIT_POLICY, limit.policy.clone()), (fields::RATELIMIT, told)]
 }

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::Either;
 use http::{HeaderMap, header};
 use tokio::time::Instant;
 use tower::Service;
@@ -45,13 +46,18 @@ where
 {
     type Response = Response;
     type Error = Error;
-    type Future = Later;
+    type Future = Either<S::Future, Later>;
 
     always_ready!();
 
-    fn call(&mut self, leg: Rc<Leg>) -> Later {
+    fn call(&mut self, leg: Rc<Leg>) -> Self::Future {
+        let route = leg.context.route();
+        if route.retry.is_none() && route.limits.attempt.is_none() {
+            leg.context.attempts.set(leg.context.attempts.get() + 1);
+            return Either::Left(self.inner.call(leg));
+        }
         let inner = self.inner.clone();
-        Box::pin(tries(inner, leg))
+        Either::Right(Box::pin(tries(inner, leg)))
     }
 }
 

@@ -186,7 +186,7 @@ impl Pool {
                     Balance::P2c | Balance::RingHash => 0,
                 },
                 hash: way.hash,
-                tried: &way.tried.borrow(),
+                tried: way.tried.borrow().ids(),
                 last_resort: way.last_resort,
             }
             .pick(several),
@@ -386,13 +386,33 @@ pub struct Way {
     /// What is kept together.
     pub hash: u64,
     /// Endpoints that were tried.
-    pub tried: RefCell<Vec<u64>>,
+    pub tried: RefCell<Tried>,
     /// Whether a try that fails is followed by another, where it may be.
     pub more: Cell<bool>,
     /// When the last try had its place.
     pub departed: Cell<Option<Instant>>,
     /// Whether the upstream may have seen some of it.
     pub sent: Cell<bool>,
+}
+
+/// Endpoints that a request has tried: as many as there may be tries.
+#[derive(Debug, Default)]
+pub struct Tried {
+    ids: [u64; 11],
+    count: usize,
+}
+
+impl Tried {
+    fn push(&mut self, id: u64) {
+        if let Some(place) = self.ids.get_mut(self.count) {
+            *place = id;
+            self.count += 1;
+        }
+    }
+
+    fn ids(&self) -> &[u64] {
+        &self.ids[..self.count]
+    }
 }
 
 impl Way {
@@ -402,7 +422,7 @@ impl Way {
         let endpoints = upstream.endpoints.load();
         endpoints.len() > 1
             && endpoints.iter().any(|endpoint| {
-                endpoint.vitals.is_up() && !endpoint.vitals.is_ejected(now) && !tried.contains(&endpoint.id)
+                endpoint.vitals.is_up() && !endpoint.vitals.is_ejected(now) && !tried.ids().contains(&endpoint.id)
             })
     }
 }

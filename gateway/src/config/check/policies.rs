@@ -19,7 +19,7 @@ pub(super) struct Policies<'a> {
     pub(super) timeout: Option<&'a OrNone<TimeoutConfig>>,
 }
 
-/// Tries beside the first, at most: more than that is load, not help.
+/// Tries beside the first, at most.
 const RETRIES: u32 = 10;
 /// What may be kept of a body.
 const REPLAY: u64 = 16 * 1024 * 1024;
@@ -32,7 +32,7 @@ pub(super) fn check_policies(sources: &mut Sources, at: &At, policies: &Policies
                 sources.error(&at, what.to_owned(), help);
             }
         };
-        let (number, none) = ((1..=RETRIES).contains(&retry.retries), "from 1 to 10; `retry: none` switches it off");
+        let (number, none) = (retry.retries <= RETRIES, "10 at most: more is load, not help");
         wrong(at.down("retries"), number, "not a number of retries", none);
         wrong(at.down("when"), !retry.when.is_empty(), "no reason to try again", "name one, or write `retry: none`");
         let backoff = at.down("backoff");

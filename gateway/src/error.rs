@@ -360,8 +360,13 @@ impl Error {
         }
     }
 
-    /// The response that the client gets.
-    pub fn response(&self) -> Response<Bytes> {
+    /// When to come back, in seconds, where that makes sense.
+    pub fn retry_after(&self) -> Option<u64> {
+        self.retry_after.or_else(|| self.kind.retry_after())
+    }
+
+    /// The response that the client gets; its fields go into an empty map.
+    pub fn response(&self, fields: HeaderMap) -> Response<Bytes> {
         let row = self.kind.row();
         let detail = match self.kind {
             Kind::Path(oddity) => oddity.to_string(),
@@ -370,11 +375,12 @@ impl Error {
             Kind::NotAllowed => self.detail.clone(),
             _ => String::new(),
         };
-        let retry_after = self.retry_after.or_else(|| self.kind.retry_after());
+        let retry_after = self.retry_after();
         let problem = Problem {
             kind: "about:blank",
             title: row.title,
             status: row.status.as_u16(),
+            error: row.proxy_status,
             detail: &detail,
             upstream: self.upstream.as_deref(),
             limit: self.kind.limit().map(TimeLimit::word),
@@ -385,7 +391,7 @@ impl Error {
                 error: kind.word(),
             }),
         };
-        let mut response = problem_response(row.status, &problem);
+        let mut response = problem_with(row.status, &problem, fields);
         if let Some(error) = row.proxy_status {
             let mut status = String::with_capacity(96);
             let limit = self.kind.limit().map(TimeLimit::word);
@@ -411,6 +417,9 @@ struct Problem<'a> {
     kind: &'static str,
     title: &'static str,
     status: u16,
+    /// The error type of `Proxy-Status`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'static str>,
     #[serde(skip_serializing_if = "str::is_empty")]
     detail: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -433,10 +442,14 @@ struct From<'a> {
 
 /// A response with a problem (RFC 9457) as its body.
 pub fn problem_response(status: StatusCode, problem: &impl Serialize) -> Response<Bytes> {
+    problem_with(status, problem, HeaderMap::new())
+}
+
+fn problem_with(status: StatusCode, problem: &impl Serialize, fields: HeaderMap) -> Response<Bytes> {
     // Texts and numbers always have a JSON.
     let mut response = Response::new(Bytes::from(serde_json::to_vec(problem).unwrap_or_default()));
     *response.status_mut() = status;
-    *response.headers_mut() = HeaderMap::with_capacity(6);
+    *response.headers_mut() = fields;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     response
 }
@@ -460,13 +473,13 @@ mod tests {
     #[test]
     fn the_client_learns_who_failed_and_how_but_no_address() {
         let error = Error::upstream(Kind::ConnectionRefused, &"orders".into(), false, "127.0.0.1:9001: refused");
-        let response = error.response();
+        let response = error.response(HeaderMap::new());
         assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
         assert_eq!(response.headers()[fields::PROXY_STATUS], "gw; error=connection_refused; next-hop=orders");
         let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
         let expected = serde_json::json!({
             "type": "about:blank", "title": "The upstream refused the connection", "status": 502, "upstream": "orders",
-            "retry_after": 1,
+            "error": "connection_refused", "retry_after": 1,
         });
         assert_eq!(body, expected);
     }

@@ -142,11 +142,13 @@ async fn an_overloaded_monolith_never_has_more_than_its_ceiling() {
 async fn what_the_route_sends_goes_before_what_falls_back() {
     let legacy =
         Origin::start(|request| if request.line().contains("/hang") { Reply::Hang } else { Reply::ok("ok") }).await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = tests::Faulty::start(legacy.address);
+    dead.set(tests::Fault::Refuse);
     let file = format!(
-        "upstreams:\n  legacy: {{url: \"{}\", max_requests: 1, max_pending: 1, pending_timeout: 20s}}\n  orders: {{url: \"http://{free}\"}}\n\
+        "upstreams:\n  legacy: {{url: \"{}\", max_requests: 1, max_pending: 1, pending_timeout: 20s}}\n  orders: {{url: \"{}\"}}\n\
          routes:\n  - {{name: orders, match: /orders, upstream: orders, stage: migrated}}\n",
-        legacy.url()
+        legacy.url(),
+        dead.url()
     );
     let gateway = Gateway::start(&file).await;
     let address = gateway.address;

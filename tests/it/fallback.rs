@@ -31,7 +31,7 @@ async fn what_was_never_sent_is_the_monoliths_whatever_its_method() {
     for method in ["GET", "POST", "PUT", "PATCH", "DELETE"] {
         let answer = send(gateway.address, method, "/api/orders/1?a=b", &[], "a body").await;
         assert!(is_monoliths(&answer), "{method}: {}", answer.text());
-        let told = "gw; next-hop=legacy; error=connection_refused; details=\"in place of orders: unavailable\"";
+        let told = "gw; error=connection_refused; next-hop=orders, gw; next-hop=legacy; details=\"fallback from orders: unavailable\"";
         assert_eq!(answer.field("proxy-status"), told);
         let got = legacy.last();
         // The original: neither the service's path nor its host nor its prefix.
@@ -59,8 +59,9 @@ async fn what_was_never_sent_is_the_monoliths_whatever_its_method() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_stages_that_have_a_monolith_behind_them_fall_back() {
     let legacy = Origin::named("legacy").await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let url = format!("http://{free}");
+    let dead = Faulty::start(legacy.address);
+    dead.set(Fault::Refuse);
+    let url = dead.url();
     let gateway = Gateway::start(&yaml(&legacy, &url, "stage: canary, canary: {percent: 100%, by: [ip]}")).await;
     assert!(is_monoliths(&send(gateway.address, "POST", "/api/orders", &[], "x").await));
     for route in ["stage: retired", "stage: migrated, fallback: none", "stage: migrated, fallback: {when: [404]}"] {
@@ -154,7 +155,7 @@ async fn a_body_that_was_not_kept_whole_does_not_fall_back() {
     assert_eq!((large.status, legacy.count()), (502, 1));
     // Never sent, it is whole whatever its size: nothing was read of it.
     faulty.set(Fault::Refuse);
-    let unsent = send(gateway.address, "POST", "/api/orders", &[], &"x".repeat(1000)).await;
+    let unsent = send(gateway.address, "POST", "/api/orders", &[], &"x".repeat(2000)).await;
     assert!(is_monoliths(&unsent), "{}", unsent.text());
 }
 
@@ -203,7 +204,7 @@ async fn what_the_service_does_not_have_is_learned_and_forgotten_at_a_write() {
     assert_eq!(get("/api/orders/1").await.text(), "ok");
     assert_eq!(
         get("/api/orders/9/export").await.field("proxy-status"),
-        "gw; next-hop=legacy; details=\"in place of orders: learned\""
+        "gw; next-hop=legacy; details=\"fallback from orders: learned\""
     );
     assert_eq!(service.count(), 4);
     send(gateway.address, "POST", "/api/orders", &[], "x").await;
@@ -235,8 +236,10 @@ async fn absences_that_the_monolith_fills_count_against_the_service() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_everything_is_down_the_answer_names_who_failed_how_and_when_to_come_back() {
-    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (legacy, orders) = (format!("http://{}", free()), format!("http://{}", free()));
+    let nobody = Origin::named("nobody").await;
+    let dead = [Faulty::start(nobody.address), Faulty::start(nobody.address)];
+    dead.iter().for_each(|dead| dead.set(Fault::Refuse));
+    let (legacy, orders) = (dead[0].url(), dead[1].url());
     let file = |route: &str| {
         format!(
             "upstreams:\n  legacy: {{url: \"{legacy}\"}}\n  orders: {{url: \"{orders}\", breaker: {{min_requests: 2, open_for: 30s}}}}\n\
@@ -266,4 +269,45 @@ async fn when_everything_is_down_the_answer_names_who_failed_how_and_when_to_com
         (answer.json()["upstream"].as_str(), answer.json()["retry_after"].as_u64()),
         (Some("orders"), Some(wait))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_learned_of_others_does_not_hide_what_only_the_service_has() {
+    // The old ones are in the monolith, the new ones in the service.
+    let legacy = Origin::start(|request| {
+        if request.line().contains("/new") { Reply::new("404 Not Found", &[], "") } else { Reply::ok("old") }
+    })
+    .await;
+    let service = Origin::start(|request| {
+        if request.line().contains("/new") { Reply::ok("new") } else { Reply::new("404 Not Found", &[], "") }
+    })
+    .await;
+    let gateway = Gateway::start(&yaml(&legacy, &service.url(), "stage: migrated, fallback: {when: [404]}")).await;
+    let get = async |path: &str| send(gateway.address, "GET", path, &[], "").await;
+    for n in 0..5 {
+        assert_eq!(get(&format!("/api/orders/old{n}")).await.text(), "old");
+    }
+    assert_eq!(service.count(), 3);
+    let answer = get("/api/orders/new1").await;
+    assert_eq!((answer.status, answer.text().as_str(), answer.field("proxy-status")), (200, "new", ""));
+    let line = gateway.access_line(|line| line["path"] == "/api/orders/new1").await;
+    assert_eq!((line["arm"].as_str(), line["upstream"].as_str()), (Some("service"), Some("orders")));
+    assert!(line["fallback"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_in_for_the_monolith_answers_in_the_services_place() {
+    let (legacy, first) = (Origin::named("legacy").await, Origin::named("first").await);
+    let dead = Faulty::start(first.address);
+    dead.set(Fault::Refuse);
+    let gateway = Gateway::start(&format!(
+        "upstreams:\n  legacy: {{url: \"{}\"}}\n  v1: {{url: \"{}\"}}\n  v2: {{url: \"{}\"}}\n\
+         routes:\n  - {{name: orders, match: /orders, upstream: v2, baseline: v1, stage: migrated}}\n",
+        legacy.url(),
+        first.url(),
+        dead.url()
+    ))
+    .await;
+    let answer = send(gateway.address, "POST", "/orders", &[], "x").await;
+    assert_eq!((answer.field("x-served-by"), legacy.count()), ("first", 0));
 }

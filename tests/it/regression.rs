@@ -513,8 +513,8 @@ async fn a_write_that_the_service_may_have_done_is_never_the_monoliths() {
     }
 }
 
-/// The same inside of one try: a connection that had served before broke after it took the request, the new one was
-/// refused, and only that was told.
+/// The same inside of one try: a connection that had served before broke after it took the request, it was replaced
+/// silently, the new one was refused, and only that was told.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_a_broken_connection_took_is_never_the_monoliths() {
     let legacy = Origin::named("legacy").await;

@@ -168,7 +168,7 @@ async fn what_may_have_been_sent_is_repeated_only_where_that_is_harmless() {
     // The second request on a connection is read, and the connection closed without an answer.
     let legacy =
         Origin::start(|request| if request.line().contains("/again") { Reply::Close } else { Reply::ok("ok") }).await;
-    let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "defaults: {retry: none}\n")).await;
+    let gateway = Gateway::start(&yaml(&[("legacy", legacy.url())], "")).await;
     for (method, override_field, arrivals) in
         [("GET", None, 2), ("PUT", None, 2), ("POST", None, 1), ("PATCH", None, 1), ("GET", Some("POST"), 1)]
     {

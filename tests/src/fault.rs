@@ -16,13 +16,13 @@ pub enum Fault {
     None,
     /// Nobody listens, and what was connected is reset: a process that was killed.
     Refuse,
-    /// It takes requests and says nothing.
+    /// It takes requests and says nothing. Here and below the origin gets them: what it did is done.
     Hang,
-    /// It resets the connection when a request comes.
+    /// It resets the connection when a request has come.
     Reset,
     /// It resets the connection after so many bytes of an answer.
     ResetAfter(usize),
-    /// It closes its side when a request comes.
+    /// It closes its side when a request has come.
     HalfClose,
     /// It answers what is not HTTP.
     Garbage,
@@ -101,6 +101,11 @@ async fn accept(address: SocketAddr, target: SocketAddr, mut fault: watch::Recei
     }
 }
 
+/// Waits until the origin has answered, so that it has certainly had the request, and loses the answer.
+async fn swallow(server: &mut TcpStream) {
+    let _ = server.read(&mut [0; 4096]).await;
+}
+
 fn reset(tcp: &TcpStream) {
     let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }
@@ -111,31 +116,45 @@ async fn serve(mut client: TcpStream, target: SocketAddr, mut fault: watch::Rece
     let _ = server.set_nodelay(true);
     let (mut asked, mut answered) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
     let mut passed = 0;
+    // Whether what the origin says is lost.
+    let mut mute = false;
     loop {
         tokio::select! {
             read = client.read(&mut asked) => {
                 let Ok(count @ 1..) = read else { return };
                 let now = *fault.borrow();
+                if now == Fault::Refuse {
+                    return reset(&client);
+                }
+                // The origin does what it is asked, whatever becomes of its answer.
+                if server.write_all(&asked[..count]).await.is_err() {
+                    return;
+                }
+                passed = 0;
                 match now {
-                    Fault::Hang => continue,
-                    Fault::Reset | Fault::Refuse => return reset(&client),
+                    Fault::Hang => mute = true,
+                    Fault::Reset => {
+                        swallow(&mut server).await;
+                        return reset(&client);
+                    }
                     Fault::HalfClose => {
+                        mute = true;
+                        swallow(&mut server).await;
                         let _ = client.shutdown().await;
-                        continue;
                     }
                     Fault::Garbage => {
+                        swallow(&mut server).await;
                         let _ = client.write_all(b"\x00\x01 this is not HTTP\r\n\r\n").await;
                         return;
                     }
                     _ => {}
                 }
-                if server.write_all(&asked[..count]).await.is_err() {
-                    return;
-                }
-                passed = 0;
             }
             read = server.read(&mut answered) => {
                 let Ok(count @ 1..) = read else { return };
+                if mute {
+                    continue;
+                }
                 let now = *fault.borrow();
                 match now {
                     Fault::ResetAfter(most) if passed + count > most => {

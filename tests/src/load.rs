@@ -55,10 +55,14 @@ impl Load {
                             counts.good.fetch_add(1, SeqCst);
                         }
                         Ok(answer) => {
-                            counts.failures.lock().unwrap().push(format!("{} {}", answer.status, answer.text()));
+                            counts.failures.lock().unwrap().push(format!(
+                                "{method} {} {}",
+                                answer.status,
+                                answer.text()
+                            ));
                         }
                         Err(error) => {
-                            counts.failures.lock().unwrap().push(error);
+                            counts.failures.lock().unwrap().push(format!("{method} {error}"));
                             // Refused: the listener is closed. Once told is enough.
                             if stop.load(SeqCst) || address.port() == 0 {
                                 return;

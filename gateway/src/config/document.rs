@@ -102,6 +102,10 @@ fn default(node: &Value) -> String {
         Value::String(text) if text.is_empty() => "empty".to_owned(),
         Value::String(text) => format!("`{text}`"),
         Value::Array(items) if items.is_empty() => "empty".to_owned(),
+        Value::Array(items) if items.iter().all(|item| item.is_string() || item.is_number()) => {
+            let words = items.iter().map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned));
+            format!("`[{}]`", words.collect::<Vec<_>>().join(", "))
+        }
         Value::Null | Value::Object(_) | Value::Array(_) => "–".to_owned(),
         other => format!("`{other}`"),
     }

@@ -185,7 +185,7 @@ impl Default for ClientsConfig {
 pub struct DefaultsConfig {
     /// Time limits.
     pub timeout: Option<OrNone<TimeoutConfig>>,
-    /// Retries. Default: one, of what could not be sent or was reset.
+    /// Retries. Default: `{retries: 1, when: [connect, reset]}`; a policy without `when` adds 502, 503 and 504.
     pub retry: Option<OrNone<RetryConfig>>,
     /// When the monolith answers in the service's place. Default: when the service is unavailable.
     pub fallback: Option<OrNone<FallbackConfig>>,
@@ -276,6 +276,7 @@ pub struct RouteConfig {
     pub baseline: Option<String>,
     /// The one word that you flip.
     #[serde(default)]
+    #[schemars(extend("default" = "legacy"))]
     pub stage: Stage,
     /// The cohort that the service answers. Required when the stage is `canary`.
     pub canary: Option<CanaryConfig>,
@@ -283,7 +284,7 @@ pub struct RouteConfig {
     pub gone: Option<GoneConfig>,
     /// Time limits.
     pub timeout: Option<OrNone<TimeoutConfig>>,
-    /// Retries. Default: one, of what could not be sent or was reset.
+    /// Retries. Default: `{retries: 1, when: [connect, reset]}`; a policy without `when` adds 502, 503 and 504.
     pub retry: Option<OrNone<RetryConfig>>,
     /// When the monolith answers in the service's place. Default: when the service is unavailable.
     pub fallback: Option<OrNone<FallbackConfig>>,

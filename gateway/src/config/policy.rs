@@ -26,10 +26,11 @@ pub struct RetryConfig {
     pub when: Vec<RetryOn>,
     /// The pause before a retry. None where the request was never sent and another endpoint is there.
     pub backoff: BackoffConfig,
-    /// Retries per upstream in ten seconds, as a share of its requests; at least 10 a second are allowed. What was never sent is exempt while another endpoint is healthy.
+    /// Retries per upstream in ten seconds, as a share of its requests; at least 10 a second are allowed, unless it is `0%`. What was never sent is exempt while another endpoint is healthy.
     #[schemars(extend("default" = "20%"))]
     pub budget: Share,
-    /// Whether the upstream honours `Idempotency-Key`: then a request that has one counts as idempotent.
+    #[schemars(extend("default" = "ignored"))]
+    /// Whether the service honours `Idempotency-Key`: then a request that has one counts as idempotent.
     pub idempotency_key: IdempotencyKey,
 }
 
@@ -149,6 +150,7 @@ pub struct FallbackConfig {
     /// `unavailable`: the request was never sent, since there was no connection, no healthy endpoint, no place, or the breaker is open. `5xx`, `404`, `501`: the service failed, or says that it does not have this; for safe methods only.
     #[schemars(extend("default" = ["unavailable"]))]
     pub when: Vec<FallbackOn>,
+    #[schemars(extend("default" = "separate"))]
     /// Whether both systems share their idempotency keys: then a request with `Idempotency-Key` may fall back whatever its method.
     pub idempotency: Idempotency,
 }

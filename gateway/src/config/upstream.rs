@@ -20,11 +20,12 @@ pub struct UpstreamConfig {
     pub urls: Vec<String>,
     /// A name whose addresses are the endpoints, with a port: `orders.svc:9001`, or `https://orders.svc:9001`. Asked again when the records' TTL is over.
     pub dns: Option<String>,
-    /// A name whose SRV records (RFC 2782) are the endpoints: `_http._tcp.orders.svc`, or `https://_http._tcp.orders.svc`. Of several priorities the lowest is used; weights are not.
+    /// A name whose SRV records (RFC 2782) are the endpoints: `_http._tcp.orders.svc`, or `https://_http._tcp.orders.svc`. Of several priorities the lowest is used; weights are ignored.
     pub srv: Option<String>,
     /// A PEM file with the certificate authorities to trust for `https://`, relative to the main file. Default: the system's.
     pub ca: Option<String>,
     /// Which endpoint gets a request.
+    #[schemars(extend("default" = "p2c"))]
     pub balance: Balance,
     /// What `ring_hash` keeps together; the first that the request has counts: `cookie:NAME`, `header:NAME` or `ip`.
     #[schemars(extend("default" = ["ip"]))]
@@ -33,12 +34,12 @@ pub struct UpstreamConfig {
     #[serde(deserialize_with = "optional_health")]
     #[schemars(schema_with = "health_schema")]
     pub health: Option<HealthConfig>,
-    /// Passive health: an endpoint that fails is left out for a while. Default: the values below, where there are several endpoints.
+    /// Passive health: an endpoint that fails is left out for a while. Default: on, with the defaults of [outlier](#outlier), where there are several endpoints.
     pub outlier: Option<OrNone<OutlierConfig>>,
     /// How long an endpoint that is new or comes back takes to get its full share, from a tenth of it. `0s` switches it off.
     #[schemars(extend("default" = "10s"))]
     pub slow_start: Span,
-    /// The circuit breaker. Default: the values below; for `legacy`, `none`, since an open breaker would close the whole site.
+    /// The circuit breaker. Default: on, with the defaults of [breaker](#breaker); for `legacy` it is `none`, since an open breaker would close the whole site.
     pub breaker: Option<OrNone<BreakerConfig>>,
     /// Requests in flight at a time, over all workers, exactly; those beyond wait. Default: no limit but `connections`.
     pub max_requests: Option<u32>,
@@ -49,6 +50,18 @@ pub struct UpstreamConfig {
     pub pending_timeout: Span,
     /// The connections kept to it.
     pub connections: ConnectionsConfig,
+    /// What is spoken to it.
+    #[schemars(extend("default" = "http1"))]
+    pub protocol: Protocol,
+}
+
+/// What is spoken to an upstream.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
 }
 
 impl Default for UpstreamConfig {
@@ -69,6 +82,7 @@ impl Default for UpstreamConfig {
             max_pending: 1024,
             pending_timeout: Span::secs(5),
             connections: ConnectionsConfig::default(),
+            protocol: Protocol::default(),
         }
     }
 }
@@ -85,7 +99,7 @@ fn health_schema(generator: &mut SchemaGenerator) -> Schema {
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
-    /// The better of two drawn at random: by the peak of its latency, averaged exponentially, times its requests in flight.
+    /// The better of two drawn at random, by peak EWMA: its latency, of which a peak counts at once and is forgotten slowly, times its requests in flight.
     #[default]
     P2c,
     /// One after the other.
@@ -152,7 +166,7 @@ impl ShortForm for HealthConfig {
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutlierConfig {
-    /// Failures in a row: statuses of 500 and above, connections that fail or break, and time limits.
+    /// Failures in a row: statuses of 500 and above but 501, connections that fail or break, and time limits.
     pub consecutive_5xx: u32,
     /// How long an endpoint must have been in again until its next ejection is one step shorter.
     #[schemars(extend("default" = "10s"))]
@@ -175,7 +189,7 @@ impl Default for OutlierConfig {
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct BreakerConfig {
-    /// The share of failed tries in the window at which it opens: statuses of 500 and above, connections that fail or break, also in the middle of a body, and time limits.
+    /// The share of failed tries in the window at which it opens: statuses of 500 and above but 501, connections that fail or break, also in the middle of a body, and time limits.
     #[schemars(extend("default" = "50%"))]
     pub failure_ratio: Share,
     /// Tries in the window before it may open.

@@ -282,7 +282,7 @@ impl Drop for Spots {
 const SPARE: usize = 64;
 
 /// An empty map, if possible one that has been used: making one costs more than all lookups in it.
-fn take_map() -> HeaderMap {
+pub fn take_map() -> HeaderMap {
     MAPS.with_borrow_mut(Vec::pop).unwrap_or_else(|| HeaderMap::with_capacity(16))
 }
 

@@ -26,7 +26,7 @@ use crate::{
     error::{Earlier, Error, Kind},
     fields,
     http1::write::Overrides,
-    resilience::{balance::Balance, bulkhead::Lane, millis},
+    resilience::{balance::Balance, bulkhead::Lane, learned::Learned, millis},
     snapshot::Fallback as Policy,
     telemetry::metrics::{Arm, FALLBACKS},
     upstream::{outcome::Outcome, pool::Way, upload::Home},
@@ -59,30 +59,30 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         let Request { http, context } = request;
         let chunked = park(*http, &context);
-        let open = Open(&context).guard();
+        let open = context.home.get().cloned().map(Closing);
         let Some(upstream) = context.upstream.get() else {
             return Either::Right(Box::pin(std::future::ready(Err(Error::new(Kind::Internal)))));
         };
         let route = context.route();
-        if let Some(policy) = route.fallback.as_ref().filter(|_| !is_safe(&context.method) || context.overridden.get())
-        {
-            // Whoever writes: what was not there may be there now.
-            policy.learned.forget();
-        }
+        let writes = !is_safe(&context.method) || context.overridden.get();
+        // Whoever writes: what was not there may be there, now and when it is done.
+        let forget = route.fallback.as_ref().filter(|policy| writes && policy.learns()).map(Forget::new);
         let policy = route.fallback.as_ref().filter(|_| context.arm.get() == Arm::Service);
         if policy.is_none() {
             let future = self.inner.call(leg(&context, upstream, Lane::Direct, true, chunked));
-            let Some(open) = open else { return Either::Left(future) };
+            if open.is_none() && forget.is_none() {
+                return Either::Left(future);
+            }
             return Either::Right(Box::pin(async move {
                 let result = future.await;
-                drop(open);
+                drop((open, forget));
                 result
             }));
         }
         let inner = self.inner.clone();
         Either::Right(Box::pin(async move {
             let result = ask(inner, &context, upstream, chunked).await;
-            drop(open);
+            drop((open, forget));
             result
         }))
     }
@@ -118,19 +118,27 @@ fn park(http: http::Request<crate::upstream::upload::RequestBody>, context: &Con
 }
 
 /// While it lives, a body whose try is over comes back to be sent again.
-struct Open<'a>(&'a Context);
-
-impl Open<'_> {
-    fn guard(&self) -> Option<Closing> {
-        self.0.home.get().cloned().map(Closing)
-    }
-}
-
 struct Closing(Rc<Home>);
 
 impl Drop for Closing {
     fn drop(&mut self) {
         self.0.close();
+    }
+}
+
+/// Forgets what was learned, at the beginning of a write and at its end.
+struct Forget(Arc<Learned>);
+
+impl Forget {
+    fn new(policy: &Policy) -> Self {
+        policy.learned.forget();
+        Self(policy.learned.clone())
+    }
+}
+
+impl Drop for Forget {
+    fn drop(&mut self) {
+        self.0.forget();
     }
 }
 
@@ -153,6 +161,7 @@ fn leg(context: &Context, upstream: usize, lane: Lane, last_resort: bool, chunke
         hash: if known.balance == Balance::RingHash { hash().unwrap_or_else(|| context.worker.random()) } else { 0 },
         tried: std::cell::RefCell::default(),
         more: std::cell::Cell::new(false),
+        fresh: std::cell::Cell::new(false),
         departed: std::cell::Cell::new(None),
         sent: std::cell::Cell::new(false),
     };
@@ -176,10 +185,22 @@ where
     let Some(policy) = &context.route().fallback else { return Err(Error::new(Kind::Internal)) };
     let path = context.uri.path();
     let method = context.method.as_str();
-    let absences = policy.on(FallbackOn::NotFound) || policy.on(FallbackOn::NotImplemented);
+    let absences = policy.learns();
     let now = || millis(tokio::time::Instant::now());
     if absences && may_repeat(context, policy) && policy.learned.is_absent(method, path, now()) {
-        return instead(&mut inner, context, service, Reason::Learned, chunked, None).await;
+        let answer = instead(&mut inner, context, service, Reason::Learned, chunked, Failure::None).await;
+        let whole = || context.home.get().is_none_or(|home| home.rewind());
+        if !has_it(&answer) && whole() {
+            // The service may have what the monolith does not: what was learned of others is not true of this one.
+            policy.learned.found(method, path);
+            if let Ok(answer) = answer {
+                let_go(answer);
+            }
+            context.fallback.set(None);
+            context.decide_anew(Arm::Service, service);
+            return inner.call(leg(context, service, Lane::Direct, true, chunked)).await;
+        }
+        return answer;
     }
     let result = inner.call(leg(context, service, Lane::Direct, !policy.on(FallbackOn::Unavailable), chunked)).await;
     let Some(reason) = reason(context, policy, &result) else {
@@ -195,25 +216,37 @@ where
     if !context.home.get().is_none_or(|home| home.rewind()) {
         return result;
     }
-    let (outcome, earlier) = match result {
-        Ok(response) => (let_go(response), None),
+    let (outcome, failure) = match result {
+        Ok(response) => {
+            let status = response.status();
+            (let_go(response), Failure::Answered(status))
+        }
         Err(error) => {
             context.count_limit(error.kind);
-            (None, Some(error))
+            (None, Failure::Error(error))
         }
     };
-    let answer = instead(&mut inner, context, service, reason, chunked, earlier).await;
-    let has_it = answer.as_ref().is_ok_and(|answer| answer.status().is_success() || answer.status().is_redirection());
-    if matches!(reason, Reason::NotFound | Reason::NotImplemented) {
-        if has_it {
-            policy.learned.missed(method, path, now());
-        }
+    let answer = instead(&mut inner, context, service, reason, chunked, failure).await;
+    let absent = matches!(reason, Reason::NotFound | Reason::NotImplemented);
+    if absent && has_it(&answer) {
+        policy.learned.missed(method, path, now());
+    }
+    if let Some(outcome) = outcome {
         // Where the monolith does not have it either, the service was right.
-        if let Some(outcome) = outcome {
-            outcome.tell(!has_it);
-        }
+        outcome.tell(absent && !has_it(&answer));
     }
     answer
+}
+
+fn has_it(answer: &Result<Response, Error>) -> bool {
+    answer.as_ref().is_ok_and(|answer| answer.status().is_success() || answer.status().is_redirection())
+}
+
+/// How the service failed, if it was asked.
+enum Failure {
+    None,
+    Answered(StatusCode),
+    Error(Error),
 }
 
 /// Takes what is there of an answer that nobody gets; what the breaker has yet to hear of it.
@@ -231,7 +264,7 @@ async fn instead<S>(
     service: usize,
     reason: Reason,
     chunked: bool,
-    failed: Option<Error>,
+    failure: Failure,
 ) -> Result<Response, Error>
 where
     S: Service<Leg, Response = Response, Error = Error>,
@@ -242,45 +275,40 @@ where
     context.fallback.set(Some((service, reason as usize)));
     context.decide_anew(Arm::Legacy, baseline);
     let name = &context.local.snapshot.upstreams[service].name;
-    let kind = failed.as_ref().map(|error| error.kind);
     let answer = inner.call(leg(context, baseline, Lane::Last, true, chunked)).await;
     match answer {
         Ok(mut response) => {
-            let told = said(name, &context.local.snapshot.upstreams[baseline].name, reason, kind);
+            let told = said(name, &context.local.snapshot.upstreams[baseline].name, reason, &failure);
             if let Ok(value) = HeaderValue::try_from(told) {
                 response.headers_mut().append(fields::PROXY_STATUS, value);
             }
             Ok(response)
         }
         Err(mut error) => {
-            let earlier = kind.map(|kind| Earlier { upstream: name.clone(), kind });
-            error.earlier = error.earlier.or(earlier);
-            // Either may be back first.
-            let sooner = [error.retry_after, failed.and_then(|failed| failed.retry_after)].into_iter().flatten().min();
-            error.retry_after = sooner;
+            if let Failure::Error(failed) = failure {
+                // Either may be back first.
+                error.retry_after = error.retry_after().into_iter().chain(failed.retry_after()).min();
+                error.earlier = Some(Earlier { upstream: name.clone(), kind: failed.kind });
+            }
             Err(error)
         }
     }
 }
 
-/// `Proxy-Status` of an answer that another gave (RFC 9209).
-fn said(service: &Arc<str>, baseline: &Arc<str>, reason: Reason, kind: Option<Kind>) -> String {
-    let mut told = format!("gw; next-hop={baseline}");
-    if let Some(kind) = kind {
-        told.push_str("; error=");
-        told.push_str(kind.word());
-    }
-    told.push_str("; details=\"in place of ");
-    told.push_str(service);
-    told.push_str(": ");
-    told.push_str(FALLBACKS[reason as usize]);
-    if let Some(limit) = kind.and_then(Kind::limit) {
-        told.push_str(", the limit `");
-        told.push_str(limit.word());
-        told.push_str("` fired");
-    }
-    told.push('"');
-    told
+/// `Proxy-Status` of an answer that another gave (RFC 9209): how the service failed, then who answered.
+fn said(service: &Arc<str>, baseline: &Arc<str>, reason: Reason, failure: &Failure) -> String {
+    let failed = match failure {
+        Failure::None => String::new(),
+        Failure::Answered(status) => format!("gw; received-status={}; next-hop={service}, ", status.as_u16()),
+        Failure::Error(error) => match error.kind.limit() {
+            Some(limit) => {
+                let (word, limit) = (error.kind.word(), limit.word());
+                format!("gw; error={word}; next-hop={service}; details=\"the limit `{limit}` fired\", ")
+            }
+            None => format!("gw; error={}; next-hop={service}, ", error.kind.word()),
+        },
+    };
+    format!("{failed}gw; next-hop={baseline}; details=\"fallback from {service}: {}\"", FALLBACKS[reason as usize])
 }
 
 /// RFC 9110 §9.2.1.
@@ -311,8 +339,10 @@ fn reason(context: &Context, policy: &Policy, result: &Result<Response, Error>) 
             Some(Reason::Unavailable)
         }
         Err(error) => {
-            let failed = policy.on(FallbackOn::ServerError) && error.kind.is_upstreams() && may_repeat(context, policy);
-            failed.then_some(Reason::ServerError)
+            // Also where only an earlier try was sent, and the last found the service left alone.
+            let failed = error.kind.is_upstreams() || error.kind.is_unavailable();
+            let falls = policy.on(FallbackOn::ServerError) && failed && may_repeat(context, policy);
+            falls.then_some(Reason::ServerError)
         }
         Ok(response) => {
             let reason = match response.status() {

@@ -12,6 +12,7 @@ use crate::{
     body::ResponseBody,
     context::{Request, Response},
     error::{Error, Kind},
+    http1::head::take_map,
 };
 
 /// The layer.
@@ -57,7 +58,7 @@ where
                     Error { detail: text, ..Error::new(Kind::Internal) }
                 }
             };
-            let response = error.response().map(ResponseBody::Full);
+            let response = error.response(take_map()).map(ResponseBody::Full);
             // Whoever sends what is no request may mean something else by what follows, too.
             context.last.set(error.kind.is_malformed());
             *context.failure.borrow_mut() = Some((error.kind, error.detail));

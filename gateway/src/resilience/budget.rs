@@ -33,8 +33,11 @@ impl Budget {
         self.window.add(now, 1, 0);
     }
 
-    /// Takes a retry, if there is one to take. `share` is of 10,000.
+    /// Takes a retry, if there is one to take. `share` is of 10,000; a share of nothing allows none.
     pub fn withdraw(&self, now: u64, share: u16) -> bool {
+        if share == 0 {
+            return false;
+        }
         self.window.add_if(now, |all, second| {
             let part = all.all * u64::from(share) / 10_000;
             all.some < part || (all.some < LEAST * SECONDS && second.some < LEAST)

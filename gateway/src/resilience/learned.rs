@@ -35,19 +35,29 @@ pub struct Learned {
     count: AtomicUsize,
     absent: Mutex<HashMap<u64, Absence>>,
     hasher: RandomState,
+    /// Which segments of the route's pattern are open.
+    open: Vec<bool>,
 }
 
 impl Learned {
+    /// Nothing yet, below a pattern like `/orders/{id}/**`.
+    pub fn new(pattern: &str) -> Self {
+        Self { open: pattern.split('/').map(|segment| segment.starts_with('{')).collect(), ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Absence>> {
         self.absent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The template of a method and path: segments with a digit, and long ones, are one of many.
+    /// The template of a method and path: what the route's own pattern leaves open, segments with a digit, and long ones are one
+    /// of many.
     fn key(&self, method: &str, path: &str) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         method.hash(&mut hasher);
-        for segment in path.split('/') {
-            let many = segment.len() >= LONG || segment.bytes().any(|byte| byte.is_ascii_digit());
+        for (n, segment) in path.split('/').enumerate() {
+            let many = self.open.get(n).is_some_and(|open| *open)
+                || segment.len() >= LONG
+                || segment.bytes().any(|byte| byte.is_ascii_digit());
             if many { "{}" } else { segment }.hash(&mut hasher);
         }
         hasher.finish()

@@ -214,6 +214,7 @@ fn a_busy_upstream_has_a_fifth_and_a_quiet_one_ten_a_second() {
     assert_eq!((0..5_000).filter(|_| budget.withdraw(1, 2_000)).count(), 200);
     // The least rate does not come on top.
     assert!(!budget.withdraw(5_000, 2_000));
+    assert!(!Budget::default().withdraw(1, 0), "nothing is nothing");
     let quiet = Budget::default();
     quiet.deposit(1);
     assert_eq!((0..100).filter(|_| quiet.withdraw(1, 2_000)).count(), 10);
@@ -526,6 +527,15 @@ fn an_absence_is_learned_slowly_believed_for_a_while_and_forgotten_at_a_write() 
     assert!(absent("/a", 2));
     learned.forget();
     assert!(!absent("/a", 2));
+}
+
+#[test]
+fn what_the_pattern_leaves_open_is_one_of_many() {
+    let learned = Learned::new("/users/{name}/**");
+    for name in ["ann", "bob", "eve"] {
+        learned.missed("GET", &format!("/users/{name}/avatar"), 1);
+    }
+    assert!(learned.is_absent("GET", "/users/joe/avatar", 2) && !learned.is_absent("GET", "/users/joe/mail", 2));
 }
 
 #[test]

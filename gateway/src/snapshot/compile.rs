@@ -65,7 +65,8 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
         };
         if matches!(route.stage, Stage::Canary | Stage::Migrated) {
             let config = route.fallback.as_ref().or(defaults.fallback.as_ref());
-            compiled.fallback = fallback(config, || registry.learned(name, route.upstream.as_deref()));
+            let service = route.upstream.as_deref().unwrap_or_default();
+            compiled.fallback = fallback(config, || registry.learned(name, &route.matching.path, service));
         }
         headers(&mut compiled, route.headers.as_ref().or(defaults.headers.as_ref()))?;
         compiled.rewrite = route.rewrite.as_ref().map(|rewrite| self::rewrite(rewrite, config.paths)).transpose()?;

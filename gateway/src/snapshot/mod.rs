@@ -218,6 +218,11 @@ pub struct Fallback {
 }
 
 impl Fallback {
+    /// Whether absences are learned.
+    pub fn learns(&self) -> bool {
+        self.on(FallbackOn::NotFound) || self.on(FallbackOn::NotImplemented)
+    }
+
     /// Whether this is a reason.
     pub fn on(&self, reason: FallbackOn) -> bool {
         self.when.contains(&reason)

@@ -40,7 +40,7 @@ pub struct Registry {
     /// What each route's rate limit has counted, with what it is about.
     limiters: HashMap<Arc<str>, (Per, Arc<Limiter>)>,
     /// What each route's service was seen not to have.
-    learned: HashMap<Arc<str>, (Option<String>, Arc<Learned>)>,
+    learned: HashMap<Arc<str>, (String, Arc<Learned>)>,
     /// Who has used how much of which; nothing where nothing is limited.
     used: Option<Arc<Table>>,
     /// Since when rate limits count their time.
@@ -92,14 +92,16 @@ impl Registry {
         limiter
     }
 
-    pub(super) fn learned(&mut self, route: &str, service: Option<&str>) -> Arc<Learned> {
+    pub(super) fn learned(&mut self, route: &str, pattern: &str, service: &str) -> Arc<Learned> {
+        // A space is in neither.
+        let about = format!("{pattern} {service}");
         if let Some((known, learned)) = self.learned.get(route)
-            && known.as_deref() == service
+            && *known == about
         {
             return learned.clone();
         }
-        let learned = Arc::<Learned>::default();
-        self.learned.insert(route.into(), (service.map(str::to_owned), learned.clone()));
+        let learned = Arc::new(Learned::new(pattern));
+        self.learned.insert(route.into(), (about, learned.clone()));
         learned
     }
 

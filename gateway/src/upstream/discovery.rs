@@ -60,8 +60,9 @@ impl Resolver {
         builder.build().map(Self).map_err(|error| error.to_string())
     }
 
-    /// The addresses of a name, and for how long. None is an answer; half of an answer is an error.
-    async fn addresses(&self, name: Name) -> Result<(Vec<IpAddr>, Duration), String> {
+    /// The addresses of a name, and for how long. None is an answer; half of one is an error, unless it is `better` than nothing.
+    async fn addresses(&self, name: Name, better: bool) -> Result<(Vec<IpAddr>, Duration), String> {
+        let mut failed = None;
         let mut addresses = Vec::new();
         let mut ttl = MOST;
         let asked = [self.0.lookup(name.clone(), RecordType::A), self.0.lookup(name, RecordType::AAAA)];
@@ -76,19 +77,24 @@ impl Resolver {
                     }
                 }
                 Err(error) if error.is_no_records_found() => {}
-                Err(error) => return Err(error.to_string()),
+                Err(error) => failed = Some(error.to_string()),
             }
         }
-        Ok((addresses, ttl))
+        match failed {
+            Some(failed) if !better || addresses.is_empty() => Err(failed),
+            Some(_) => Ok((addresses, LEAST)),
+            None => Ok((addresses, ttl)),
+        }
     }
 
     /// The endpoints of an upstream, and for how long.
     async fn endpoints(&self, upstream: &Upstream) -> Result<(Vec<Url>, Duration), String> {
         let Some(discovery) = &upstream.discovery else { return Err("nothing to look up".to_owned()) };
         let known = upstream.url();
+        let better = upstream.endpoints.load().is_empty();
         let url = |ip: IpAddr, port| Url { host: ip.to_string(), port, ..known.clone() };
         if !discovery.srv {
-            let (addresses, ttl) = self.addresses(name(&discovery.name)?).await?;
+            let (addresses, ttl) = self.addresses(name(&discovery.name)?, better).await?;
             return Ok((addresses.into_iter().map(|ip| url(ip, known.port)).collect(), ttl));
         }
         let found = self.0.lookup(discovery.name.as_str(), RecordType::SRV).await.map_err(|error| error.to_string())?;
@@ -107,7 +113,7 @@ impl Resolver {
         let mut urls = Vec::new();
         for (_, target, port) in services.into_iter().filter(|(priority, ..)| Some(*priority) == first) {
             // A target without an address is out of service; one that could not be asked might be in.
-            let (addresses, lasts) = self.addresses(target).await?;
+            let (addresses, lasts) = self.addresses(target, better).await?;
             ttl = ttl.min(lasts);
             urls.extend(addresses.into_iter().map(|ip| url(ip, port)));
         }

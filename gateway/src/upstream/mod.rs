@@ -201,13 +201,13 @@ impl Upstream {
             None if name != "legacy" => Some(breaker(&BreakerConfig::default())),
             Some(OrNone::None) | None => None,
         };
-        // What was learned of another address says nothing of this one.
-        let place = |urls: &[Url], discovery: &Option<Discovery>| {
-            (urls.to_vec(), discovery.as_ref().map(|discovery| (discovery.name.clone(), discovery.srv)))
-        };
-        let here = place(&urls, &discovery);
+        // What was learned of other addresses says nothing of these.
         let same = |settings: &Settings| {
-            let before = before.filter(|before| place(&before.urls, &before.discovery) == here)?;
+            let before = before.filter(|before| {
+                let found =
+                    |discovery: &Option<Discovery>| discovery.as_ref().map(|known| (known.name.clone(), known.srv));
+                found(&before.discovery) == found(&discovery) && before.urls.iter().any(|url| urls.contains(url))
+            })?;
             before.breaker.clone().filter(|before| before.settings() == settings)
         };
         let this = Self {

@@ -2,9 +2,8 @@
 //!
 //! A connection serves one request at a time and comes back only when request and
 //! response are both over, whole. The newest idle one is used first, so that the rest
-//! can age. A reused connection that was closed before the request went out is replaced
-//! silently. One that breaks while the request may be out is replaced once, for an
-//! idempotent request without a body (RFC 9110 §9.2.2).
+//! can age. A reused connection that was closed before a byte of the request was taken is
+//! replaced silently. What breaks later is for the retries to mend.
 
 use std::{
     cell::{Cell, RefCell, RefMut},
@@ -91,7 +90,8 @@ impl Pool {
         way: &Way,
         interim: impl Fn(StatusCode, &HeaderMap),
     ) -> Result<(ResponseHead, Lease), Error> {
-        let may_repeat = way.may_repeat && body.is_none() && is_idempotent(&parts.method);
+        // What will not be tried again is worth a look at the socket itself.
+        let careful = !(way.more.get() && way.may_repeat && body.is_none() && is_idempotent(&parts.method));
         // What is rare is kept apart: this future is moved for every request.
         let mut place = match &mut body {
             Some(body) if !upload.is_done() => match self.uploads.clone().try_acquire_owned() {
@@ -112,8 +112,6 @@ impl Pool {
             Err(Some(error)) => return Err(error),
         };
         let flight = Flight::begin(&self.upstream, &endpoint, &upload, departed);
-        // Whether some of it went out on a connection that broke.
-        let mut seen = false;
         let mut outbox = Outbox::default();
         if way.own_host && way.overrides.host.is_none() {
             let overrides = Overrides { host: Some(endpoint.authority.clone()), ..way.overrides.clone() };
@@ -121,17 +119,14 @@ impl Pool {
         } else {
             write::request_head(outbox.flat(), parts, &way.overrides);
         }
-        let mut fresh = false;
         loop {
-            // What must not be sent twice is worth a look at the socket itself.
-            let kept = if fresh { None } else { self.take_idle(&endpoint, !may_repeat) };
+            let kept = if way.fresh.get() { None } else { self.take_idle(&endpoint, careful) };
             let reused = kept.is_some();
             let wire = match kept {
                 Some(wire) => wire,
                 None => match Box::pin(meanwhile(&mut body, self.connect(&endpoint))).await {
                     Ok(wire) => wire,
-                    Err(mut error) => {
-                        error.sent |= seen;
+                    Err(error) => {
                         flight.failed(&error);
                         return Err(error);
                     }
@@ -151,15 +146,12 @@ impl Pool {
                 // Not a byte of it was sent.
                 Err(Failed::Unsent(_)) if reused => {
                     (outbox, body, place) = call.borrow_mut().take_unsent();
-                    way.sent.set(seen);
-                }
-                Err(Failed::Silent(_)) if reused && may_repeat => {
-                    (outbox, body, place) = call.borrow_mut().take_unsent();
-                    (fresh, seen) = (true, true);
+                    way.sent.set(false);
                 }
                 Err(failed) => {
-                    let mut error = self.failure(failed, &upload, &endpoint);
-                    error.sent |= seen;
+                    // Where one connection broke, those beside it may have, too.
+                    way.fresh.set(reused);
+                    let error = self.failure(failed, &upload, &endpoint);
                     way.sent.set(error.sent);
                     flight.failed(&error);
                     return Err(error);
@@ -389,6 +381,8 @@ pub struct Way {
     pub tried: RefCell<Tried>,
     /// Whether a try that fails is followed by another, where it may be.
     pub more: Cell<bool>,
+    /// Whether a connection that had served before broke: the next try has a new one.
+    pub fresh: Cell<bool>,
     /// When the last try had its place.
     pub departed: Cell<Option<Instant>>,
     /// Whether the upstream may have seen some of it.

@@ -15,6 +15,7 @@ use crate::{
     config::{
         Config,
         file::{CanaryConfig, GoneConfig, KeySource, PredicateConfig, RouteConfig, Stage, is_token},
+        policy::FallbackOn,
         source::{At, Item, Sources, did_you_mean},
         values::OrNone,
     },
@@ -121,6 +122,21 @@ fn check_route(sources: &mut Sources, item: &Item<RouteConfig>, rule: Option<&Ru
             timeout: route.timeout.as_ref(),
         },
     );
+    let defaults = sources.file.defaults.clone();
+    let fallback = route.fallback.as_ref().or(defaults.fallback.as_ref()).and_then(OrNone::as_option);
+    let timeout = route.timeout.as_ref().or(defaults.timeout.as_ref()).and_then(OrNone::as_option);
+    let attempt = timeout.and_then(|timeout| timeout.attempt.limit());
+    if fallback.is_some_and(|fallback| fallback.when.contains(&FallbackOn::ServerError))
+        && attempt.is_none()
+        && matches!(route.stage, Stage::Canary | Stage::Migrated)
+    {
+        let at = if route.fallback.is_some() { at.down("fallback").at_key() } else { at.down("stage") };
+        sources.warn(
+            &at,
+            "fallback on `5xx` without a limit for a try".to_owned(),
+            "a service that hangs uses up all of `timeout.request`, and nothing is left for the monolith; add `timeout: {attempt: 5s}`",
+        );
+    }
     if route.stage == Stage::Retired && matches!(route.fallback, Some(OrNone::Some(_))) {
         sources.warn(
             &at.down("fallback").at_key(),

@@ -268,8 +268,8 @@ fn check_limits(sources: &mut Sources, at: &At, config: &UpstreamConfig) {
         let at = at.down("health");
         let path = health.path.starts_with('/') && health.path.parse::<http::uri::PathAndQuery>().is_ok();
         wrong(at.down("path"), path, "not a path", "write it like `/healthz`");
-        let often = health.every.0 >= Duration::from_millis(100);
-        wrong(at.down("every"), often, "checks too often", "write `100ms` or more");
+        let often = health.every.0 >= Duration::from_millis(10);
+        wrong(at.down("every"), often, "checks too often", "write `10ms` or more");
         wrong(at.down("timeout"), span(health.timeout), "a check without a limit", "write a duration like `1s`");
         wrong(at.down("healthy_after"), health.healthy_after > 0, "not a number of checks: 0", "1 or more");
         wrong(at.down("unhealthy_after"), health.unhealthy_after > 0, "not a number of checks: 0", "1 or more");

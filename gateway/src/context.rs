@@ -408,6 +408,9 @@ impl Exchange {
             counted: Cell::new(false),
             local,
         });
+        if !context.upload.is_empty() && request.headers().contains_key(http::header::EXPECT) {
+            context.upload.set_expects();
+        }
         // The exchange is not over while its body still comes in, whatever was answered.
         context.upload.hold(context.clone());
         context
@@ -467,9 +470,13 @@ impl Exchange {
         }
         let class = match http::StatusCode::from_u16(status) {
             Ok(status) if self.complete.get() => class_of(status),
-            // The client left; unless it was the upstream that broke off.
-            _ if self.failure.borrow().is_none() => ABORTED,
-            _ => class_of(http::StatusCode::BAD_GATEWAY),
+            // The client left, or its request broke off; unless it was the upstream that did.
+            _ => match &*self.failure.borrow() {
+                Some((kind, _)) if kind.is_upstreams() || *kind == Kind::Internal => {
+                    class_of(http::StatusCode::BAD_GATEWAY)
+                }
+                _ => ABORTED,
+            },
         };
         route.stats.record(self.worker.index, self.arm.get(), class, duration);
         if self.counted.get() {

@@ -238,7 +238,9 @@ async fn absences_that_the_monolith_fills_count_against_the_service() {
 async fn when_everything_is_down_the_answer_names_who_failed_how_and_when_to_come_back() {
     let nobody = Origin::named("nobody").await;
     let dead = [Faulty::start(nobody.address), Faulty::start(nobody.address)];
-    dead.iter().for_each(|dead| dead.set(Fault::Refuse));
+    for dead in &dead {
+        dead.set(Fault::Refuse);
+    }
     let (legacy, orders) = (dead[0].url(), dead[1].url());
     let file = |route: &str| {
         format!(

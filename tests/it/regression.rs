@@ -555,7 +555,7 @@ async fn clients_that_stall_or_send_slowly_do_not_open_the_breaker() {
     ))
     .await;
     let begin = async || {
-        let mut tcp = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+        let mut tcp = TcpStream::connect(gateway.address).await.unwrap();
         tcp.write_all(b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 4\r\n\r\nab").await.unwrap();
         tcp
     };
@@ -565,7 +565,7 @@ async fn clients_that_stall_or_send_slowly_do_not_open_the_breaker() {
             clients.push(begin().await);
         }
         if slow {
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
         }
         for tcp in &mut clients {
             if slow {
@@ -654,4 +654,91 @@ async fn a_large_upload_that_was_never_sent_falls_back_like_a_small_one() {
         let answer = send(gateway.address, "POST", "/orders", &[], &"x".repeat(size)).await;
         assert_eq!((answer.status, legacy.last().body.len()), (200, size), "{}", answer.text());
     }
+}
+
+/// Clients that sent slowly kept all places of a half-open breaker, and everybody else was refused although the service was
+/// well again.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_uploads_do_not_keep_a_breaker_half_open() {
+    let legacy = Origin::named("legacy").await;
+    let broken = Arc::new(AtomicUsize::new(1));
+    let is_broken = broken.clone();
+    let service = Origin::start(move |_| {
+        if is_broken.load(SeqCst) == 1 { Reply::new("500 Internal Server Error", &[], "") } else { Reply::ok("ok") }
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "upstreams:\n  legacy: {{url: \"{}\"}}\n  orders: {{url: \"{}\", breaker: {{min_requests: 2, open_for: 500ms}}}}\n\
+         routes:\n  - {{name: orders, match: /orders, upstream: orders, stage: retired}}\n",
+        legacy.url(),
+        service.url()
+    ))
+    .await;
+    for _ in 0..2 {
+        assert_eq!(send(gateway.address, "GET", "/orders", &[], "").await.status, 500);
+    }
+    broken.store(0, SeqCst);
+    let mut slow = Vec::new();
+    for _ in 0..6 {
+        let mut tcp = TcpStream::connect(gateway.address).await.unwrap();
+        let head = "POST /orders HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 4\r\n\r\nab";
+        tcp.write_all(head.as_bytes()).await.unwrap();
+        slow.push(tcp);
+    }
+    until("it closes while others still send", async || {
+        send(gateway.address, "GET", "/orders", &[], "").await;
+        gateway.api("/api/status").await["upstreams"][1]["breaker"]["state"] == "closed"
+    })
+    .await;
+    for mut tcp in slow {
+        tcp.write_all(b"cd").await.unwrap();
+        let got = read_until(&mut tcp, "ok").await;
+        assert!(got.starts_with("HTTP/1.1 200"), "{got}");
+    }
+}
+
+/// A client that waited to be asked for its body was taken for one that pauses it: no limit of the upstream ran, and the
+/// client was told that it had been slow.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_to_be_asked_does_not_pause() {
+    let legacy = Origin::listen(|mut tcp| async move {
+        let _ = read_until(&mut tcp, "\r\n\r\n").await;
+        // It neither asks for the body nor answers.
+        let _ = tcp.read(&mut [0; 1]).await;
+    })
+    .await;
+    let rest = "defaults: {timeout: {request: 300ms}}\n";
+    let gateway = Gateway::start(&yaml(&[("legacy", format!("http://{legacy}"))], rest)).await;
+    let head = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n";
+    let got = raw(gateway.address, head.as_bytes(), |_| false).await;
+    assert!(got.contains("HTTP/1.1 504") && got.contains("the limit `request` fired"), "{got}");
+}
+
+/// A reload that was refused for a listener that could not be bound had already forgiven the endpoints of what ran.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_reload_brings_no_endpoint_back() {
+    let sick = Origin::start(|request| {
+        if request.line().contains("healthz") {
+            Reply::new("500 Internal Server Error", &[], "")
+        } else {
+            Reply::ok("sick")
+        }
+    })
+    .await;
+    let legacy = Origin::named("legacy").await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let file = |health: &str, listen: &str| {
+        format!(
+            "{listen}upstreams:\n  legacy: {{url: \"{}\"}}\n  orders: {{url: \"{}\"{health}}}\n\
+             routes:\n  - {{name: orders, match: /orders, upstream: orders, stage: migrated}}\n",
+            legacy.url(),
+            sick.url()
+        )
+    };
+    let checked = ", health: {path: /healthz, every: 1h, unhealthy_after: 1}";
+    let gateway = Gateway::start(&file(checked, "")).await;
+    gateway.log_line("an endpoint is unhealthy").await;
+    let bad = Gateway::whole(&file("", &format!("health: {}\n", taken.local_addr().unwrap())));
+    assert!(gateway.refuse(&bad).await.contains("cannot listen"));
+    assert_eq!(send(gateway.address, "GET", "/orders", &[], "").await.field("x-served-by"), "legacy");
 }

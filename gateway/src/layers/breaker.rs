@@ -34,7 +34,7 @@ impl<S> Break<S> {
 
 impl<S> Service<Rc<Leg>> for Break<S>
 where
-    S: Service<Rc<Leg>, Response = Response, Error = Error>,
+    S: Service<Rc<Leg>, Response = Response, Error = Error> + Clone + 'static,
     S::Future: 'static,
 {
     type Response = Response;
@@ -44,29 +44,62 @@ where
     always_ready!();
 
     fn call(&mut self, leg: Rc<Leg>) -> Self::Future {
-        let outcome = match Outcome::admit(leg.upstream()) {
-            Ok(None) => return Either::Left(self.inner.call(leg)),
-            Ok(Some(outcome)) => outcome,
-            Err(seconds) => {
-                let error = Error::upstream(Kind::CircuitOpen, &leg.upstream().name, false, "the breaker is open");
-                let error = Error { retry_after: Some(seconds), ..error };
-                return Either::Right(Box::pin(std::future::ready(Err(error))));
-            }
-        };
-        let mut trying = Trying { leg: leg.clone(), outcome: Some(outcome) };
-        let future = self.inner.call(leg);
-        Either::Right(Box::pin(async move {
-            match future.await {
-                Ok(mut response) => {
-                    trying.answered(&mut response);
-                    Ok(response)
+        if !leg.context.upload.is_done() && leg.upstream().breaker.as_ref().is_some_and(|breaker| !breaker.is_closed())
+        {
+            // What is still coming in is no probe: a slow client would keep its place from the others.
+            let mut inner = self.inner.clone();
+            return Either::Right(Box::pin(async move {
+                let whole = match leg.context.home.get() {
+                    Some(home) => home.is_whole().await?,
+                    None => true,
+                };
+                match admit(&leg) {
+                    Ok(_) if !whole && !is_closed(&leg) => Err(refused(&leg, 1)),
+                    Ok(Some(outcome)) => {
+                        try_once(inner.call(leg.clone()), Trying { leg, outcome: Some(outcome) }).await
+                    }
+                    Ok(None) => inner.call(leg).await,
+                    Err(error) => Err(error),
                 }
-                Err(error) => {
-                    trying.failed(&error);
-                    Err(error)
-                }
+            }));
+        }
+        match admit(&leg) {
+            Ok(None) => Either::Left(self.inner.call(leg)),
+            Ok(Some(outcome)) => {
+                let trying = Trying { leg: leg.clone(), outcome: Some(outcome) };
+                Either::Right(Box::pin(try_once(self.inner.call(leg), trying)))
             }
-        }))
+            Err(error) => Either::Right(Box::pin(std::future::ready(Err(error)))),
+        }
+    }
+}
+
+fn is_closed(leg: &Leg) -> bool {
+    leg.upstream().breaker.as_ref().is_none_or(|breaker| breaker.is_closed())
+}
+
+fn admit(leg: &Leg) -> Result<Option<Outcome>, Error> {
+    Outcome::admit(leg.upstream()).map_err(|seconds| refused(leg, seconds))
+}
+
+fn refused(leg: &Leg, seconds: u64) -> Error {
+    let error = Error::upstream(Kind::CircuitOpen, &leg.upstream().name, false, "the breaker is open");
+    Error { retry_after: Some(seconds), ..error }
+}
+
+async fn try_once(
+    future: impl Future<Output = Result<Response, Error>>,
+    mut trying: Trying,
+) -> Result<Response, Error> {
+    match future.await {
+        Ok(mut response) => {
+            trying.answered(&mut response);
+            Ok(response)
+        }
+        Err(error) => {
+            trying.failed(&error);
+            Err(error)
+        }
     }
 }
 
@@ -98,10 +131,14 @@ impl Trying {
         }
     }
 
-    fn failed(&mut self, error: &Error) {
+    /// One endpoint that nobody can connect to is not the upstream, as long as another is asked in its place.
+    fn goes_elsewhere(&self, sent: bool) -> bool {
         let way = &self.leg.way;
-        // One endpoint that nobody can connect to is not the upstream, as long as another is asked in its place.
-        let elsewhere = !error.sent && way.more.get() && way.has_another(self.leg.upstream(), millis(Instant::now()));
+        !sent && way.more.get() && way.has_another(self.leg.upstream(), millis(Instant::now()))
+    }
+
+    fn failed(&mut self, error: &Error) {
+        let elsewhere = self.goes_elsewhere(error.sent);
         if let Some(outcome) = self.outcome.take().filter(|_| error.kind.is_upstreams() && !elsewhere) {
             outcome.tell(false);
         }
@@ -112,7 +149,8 @@ impl Drop for Trying {
     /// Nobody waits any more: for a time limit the upstream is to blame, for a client that left only if it was slow already.
     fn drop(&mut self) {
         let slow = self.is_slow();
-        let expired = self.leg.context.upload.is_expired() && self.leg.way.departed.get().is_some();
+        let departed = self.leg.way.departed.get().is_some();
+        let expired = self.leg.context.upload.is_expired() && departed && !self.goes_elsewhere(self.leg.way.sent.get());
         if let Some(outcome) = self.outcome.take().filter(|_| slow || expired) {
             outcome.tell(false);
         }

@@ -61,7 +61,10 @@ async fn send(leg: Rc<Leg>) -> Result<Response, Error> {
 /// Joins the two connections after a 101 that answers what was asked; refuses any other.
 fn switch(mut head: ResponseHead, lease: Lease, asked: bool) -> Result<Response, Error> {
     let upstream = lease.upstream().clone();
-    let refuse = |why: &str| Err(Error::upstream(Kind::Upgrade, &upstream.name, true, why));
+    let refuse = |why: &str| {
+        lease.broke();
+        Err(Error::upstream(Kind::Upgrade, &upstream.name, true, why))
+    };
     if !asked {
         return refuse("a 101 that nobody asked for");
     }

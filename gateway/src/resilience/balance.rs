@@ -26,6 +26,8 @@ pub struct Choice<'a> {
     pub tried: &'a [u64],
     /// Whether an endpoint that is out is better than none.
     pub last_resort: bool,
+    /// Whether endpoints are ejected at all.
+    pub ejects: bool,
 }
 
 /// An endpoint, as far as it matters here.
@@ -43,7 +45,7 @@ impl Choice<'_> {
     pub fn pick<T: Candidate>(&self, all: &[T]) -> Option<usize> {
         let up = |index: usize| all[index].vitals().is_up();
         let ups = (0..all.len()).filter(|index| up(*index)).count();
-        let out = |index: usize| all[index].vitals().is_ejected(self.now);
+        let out = |index: usize| self.ejects && all[index].vitals().is_ejected(self.now);
         let ejected = (0..all.len()).filter(|index| up(*index) && out(*index)).count();
         let panics = ejected * 2 > ups;
         let untried = |index: usize| !self.tried.contains(&all[index].id());

@@ -183,6 +183,11 @@ impl Breaker {
         }
     }
 
+    /// Whether it lets everything through.
+    pub fn is_closed(&self) -> bool {
+        matches!(Word::read(self.word.load(Acquire)).state, Held::Closed)
+    }
+
     /// Verdicts in its window: all, and failures.
     pub fn counts(&self, now: u64) -> (u64, u64) {
         let counts = self.window.sum(now);

@@ -334,7 +334,7 @@ fn fakes(count: u64) -> Vec<Fake> {
 }
 
 fn choice(balance: Balance) -> Choice<'static> {
-    Choice { balance, slow_start: 0, now: 1, random: 0, turn: 0, hash: 0, tried: &[], last_resort: false }
+    Choice { balance, slow_start: 0, now: 1, random: 0, turn: 0, hash: 0, tried: &[], last_resort: false, ejects: true }
 }
 
 fn random(n: u64) -> u64 {

@@ -41,6 +41,8 @@ pub struct Outlier {
 struct Ejection {
     /// How often, less what time has forgiven.
     times: u64,
+    /// When the last was to end.
+    end: u64,
 }
 
 /// One endpoint's state.
@@ -124,7 +126,7 @@ impl Vitals {
                 (failures * DOUBLINGS).min(MOST).saturating_sub(seconds)
             }
         };
-        (load << doublings) * 1_000 / self.weight(now, slow_start)
+        load.saturating_mul(1_000 << doublings) / self.weight(now, slow_start)
     }
 
     /// Its share, of 1,000: it grows from a tenth while it warms up.
@@ -198,14 +200,14 @@ impl Vitals {
     /// Leaves it out; for how long, in milliseconds. Nothing where another has done so.
     pub fn eject(&self, now: u64, outlier: &Outlier) -> Option<u64> {
         let mut ejection = self.ejection.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.ejected.load(Relaxed);
-        if before > now {
+        if self.ejected.load(Relaxed) > now {
             return None;
         }
-        let forgiven = if before == 0 { 0 } else { now.saturating_sub(before) / outlier.interval.max(1) };
+        let forgiven = now.saturating_sub(ejection.end) / outlier.interval.max(1);
         ejection.times = ejection.times.saturating_sub(forgiven) + 1;
         let lasts = (outlier.base * ejection.times).min(LONGEST.max(outlier.base));
         self.failures.store(0, Relaxed);
+        ejection.end = now + lasts;
         self.ejected.store(now + lasts, Relaxed);
         // When it comes back it warms up.
         self.since.store(now + lasts, Relaxed);

@@ -40,8 +40,12 @@ pub(super) async fn watch(store: Arc<Store>) {
     let mut resolver: Option<(Vec<SocketAddr>, Resolver)> = None;
     // Servers without which nothing can be looked up: said once.
     let mut without: Option<Vec<SocketAddr>> = None;
+    let mut generation = 0;
     loop {
         let snapshot = store.current();
+        if generation != snapshot.generation {
+            (generation, without) = (snapshot.generation, None);
+        }
         watched.retain(|watched| {
             let upstream = &watched.upstream;
             snapshot.upstreams.iter().any(|known| Arc::ptr_eq(known, upstream))

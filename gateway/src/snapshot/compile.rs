@@ -60,7 +60,7 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
             max_body: max_body(route.max_body.as_ref().or(defaults.max_body.as_ref())),
             retry: retry(route.retry.as_ref().or(defaults.retry.as_ref())),
             replay_body: replay_body(route.replay_body.as_ref().or(defaults.replay_body.as_ref())),
-            rate_limit: rate_limit(name, route.rate_limit.as_ref().or(defaults.rate_limit.as_ref()), registry)?,
+            rate_limit: rate_limit(name, route.rate_limit.as_ref(), defaults.rate_limit.as_ref(), registry)?,
             ..bare(name, legacy, registry)
         };
         if matches!(route.stage, Stage::Canary | Stage::Migrated) {
@@ -87,7 +87,7 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
         max_body: max_body(defaults.max_body.as_ref()),
         retry: retry(defaults.retry.as_ref()),
         replay_body: replay_body(defaults.replay_body.as_ref()),
-        rate_limit: rate_limit(UNROUTED, defaults.rate_limit.as_ref(), registry)?,
+        rate_limit: rate_limit(UNROUTED, None, defaults.rate_limit.as_ref(), registry)?,
         ..bare(UNROUTED, legacy, registry)
     };
     headers(&mut unrouted, defaults.headers.as_ref())?;
@@ -206,10 +206,11 @@ fn replay_body(config: Option<&OrNone<Size>>) -> usize {
 
 fn rate_limit(
     route: &str,
-    config: Option<&OrNone<RateLimitConfig>>,
+    own: Option<&OrNone<RateLimitConfig>>,
+    default: Option<&OrNone<RateLimitConfig>>,
     registry: &mut Registry,
 ) -> Result<Option<RateLimit>, String> {
-    let Some(config) = config.and_then(OrNone::as_option) else { return Ok(None) };
+    let Some(config) = own.or(default).and_then(OrNone::as_option) else { return Ok(None) };
     let burst = config.burst.unwrap_or(config.limit.count);
     let quota = Quota::new(config.limit.count, config.limit.seconds, burst);
     let per = match &config.per {
@@ -226,6 +227,7 @@ fn rate_limit(
         _ => (count, u64::from(seconds)),
     };
     Ok(Some(RateLimit {
+        own: own.is_some(),
         policy: value(&format!("{label};q={count};w={window}"))?,
         name: label.into(),
         begin: registry.begin,

@@ -232,6 +232,8 @@ impl Fallback {
 /// How many requests are let through.
 #[derive(Debug)]
 pub struct RateLimit {
+    /// Whether the route itself says so, and not `defaults`.
+    pub own: bool,
     /// What is counted; all requests together where there is nothing.
     pub per: Option<Key>,
     /// Since when its time is counted.

@@ -12,6 +12,7 @@ use std::{
 use hickory_resolver::{
     Resolver as Hickory, TokioResolver,
     config::{ConnectionConfig, NameServerConfig, ResolverConfig},
+    lookup::Lookup,
     net::runtime::TokioRuntimeProvider,
     proto::rr::{Name, RData, RecordType},
 };
@@ -60,41 +61,45 @@ impl Resolver {
         builder.build().map(Self).map_err(|error| error.to_string())
     }
 
-    /// The addresses of a name, and for how long. None is an answer; half of one is an error, unless it is `better` than nothing.
-    async fn addresses(&self, name: Name, better: bool) -> Result<(Vec<IpAddr>, Duration), String> {
-        let mut failed = None;
-        let mut addresses = Vec::new();
-        let mut ttl = MOST;
-        let asked = [self.0.lookup(name.clone(), RecordType::A), self.0.lookup(name, RecordType::AAAA)];
-        for found in futures_util::future::join_all(asked).await {
-            match found {
-                Ok(found) => {
-                    for record in found.answers() {
-                        if let Some(address) = record.data.ip_addr() {
-                            ttl = ttl.min(Duration::from_secs(record.ttl.into()));
-                            addresses.push(address);
-                        }
-                    }
+    /// The addresses of a name, and for how long. None is an answer, too. Where addresses of one family are not told
+    /// although some are `known`, they are asked for once more: half an answer takes nothing away.
+    async fn addresses(&self, name: Name, known: &[IpAddr]) -> Result<(Vec<IpAddr>, Duration), String> {
+        let found = match self.0.lookup_ip(name).await {
+            Ok(found) => found,
+            Err(error) if error.is_no_records_found() => return Ok((Vec::new(), MOST)),
+            Err(error) => return Err(error.to_string()),
+        };
+        let ttl = |lookup: &Lookup| lookup.answers().iter().map(|record| record.ttl).min().unwrap_or(0);
+        let mut lasts = Duration::from_secs(ttl(found.as_lookup()).into());
+        let mut addresses: Vec<IpAddr> = found.iter().collect();
+        for kind in [RecordType::A, RecordType::AAAA] {
+            let is = |address: &IpAddr| address.is_ipv4() == (kind == RecordType::A);
+            if addresses.iter().any(is) || !known.iter().any(is) {
+                continue;
+            }
+            match self.0.lookup(found.query().name().clone(), kind).await {
+                Ok(more) => {
+                    lasts = lasts.min(Duration::from_secs(ttl(&more).into()));
+                    addresses.extend(more.answers().iter().filter_map(|record| record.data.ip_addr()));
                 }
                 Err(error) if error.is_no_records_found() => {}
-                Err(error) => failed = Some(error.to_string()),
+                Err(_) => {
+                    lasts = LEAST;
+                    addresses.extend(known.iter().copied().filter(is));
+                }
             }
         }
-        match failed {
-            Some(failed) if !better || addresses.is_empty() => Err(failed),
-            Some(_) => Ok((addresses, LEAST)),
-            None => Ok((addresses, ttl)),
-        }
+        Ok((addresses, lasts))
     }
 
     /// The endpoints of an upstream, and for how long.
     async fn endpoints(&self, upstream: &Upstream) -> Result<(Vec<Url>, Duration), String> {
         let Some(discovery) = &upstream.discovery else { return Err("nothing to look up".to_owned()) };
         let known = upstream.url();
-        let better = upstream.endpoints.load().is_empty();
+        let had: Vec<IpAddr> = upstream.endpoints.load().iter().filter_map(|endpoint| endpoint.address).collect();
         let url = |ip: IpAddr, port| Url { host: ip.to_string(), port, ..known.clone() };
         if !discovery.srv {
-            let (addresses, ttl) = self.addresses(name(&discovery.name)?, better).await?;
+            let (addresses, ttl) = self.addresses(name(&discovery.name)?, &had).await?;
             return Ok((addresses.into_iter().map(|ip| url(ip, known.port)).collect(), ttl));
         }
         let found = self.0.lookup(discovery.name.as_str(), RecordType::SRV).await.map_err(|error| error.to_string())?;
@@ -113,7 +118,7 @@ impl Resolver {
         let mut urls = Vec::new();
         for (_, target, port) in services.into_iter().filter(|(priority, ..)| Some(*priority) == first) {
             // A target without an address is out of service; one that could not be asked might be in.
-            let (addresses, lasts) = self.addresses(target, better).await?;
+            let (addresses, lasts) = self.addresses(target, &had).await?;
             ttl = ttl.min(lasts);
             urls.extend(addresses.into_iter().map(|ip| url(ip, port)));
         }

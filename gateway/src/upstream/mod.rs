@@ -287,9 +287,6 @@ impl Upstream {
         let mut endpoints = Vec::with_capacity(urls.len());
         for url in urls {
             let same = known.iter().find(|endpoint| endpoint.url == *url && endpoint.is_for(self));
-            if let Some(same) = same {
-                same.vitals.absolve(self.health.is_some(), self.outlier.is_some());
-            }
             endpoints.push(match same {
                 Some(endpoint) => endpoint.clone(),
                 // Where others are there already, it warms up.
@@ -346,6 +343,9 @@ impl Upstream {
     /// It runs from now on: what it shares with the one before follows its limits.
     pub fn take_effect(&self) {
         self.bulkhead.set_max(self.max_requests.unwrap_or(u32::MAX));
+        for endpoint in self.endpoints.load().iter() {
+            endpoint.vitals.absolve(self.health.is_some(), self.outlier.is_some());
+        }
     }
 
     /// Looked up in vain: who waits is told so, and who comes does not wait.

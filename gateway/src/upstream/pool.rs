@@ -180,6 +180,7 @@ impl Pool {
                 hash: way.hash,
                 tried: way.tried.borrow().ids(),
                 last_resort: way.last_resort,
+                ejects: upstream.outlier.is_some(),
             }
             .pick(several),
         };

@@ -44,6 +44,8 @@ pub struct Upload {
     pump: RefCell<Option<AbortHandle>>,
     /// Whether a time limit has ended the try.
     expired: Cell<bool>,
+    /// Whether its client waits to be asked for it (`Expect: 100-continue`).
+    expects: Cell<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,7 @@ impl Upload {
             waiter: RefCell::new(None),
             pump: RefCell::new(None),
             expired: Cell::new(false),
+            expects: Cell::new(false),
         })
     }
 
@@ -111,6 +114,11 @@ impl Upload {
         self.expired.get()
     }
 
+    /// Its client waits to be asked for it.
+    pub fn set_expects(&self) {
+        self.expects.set(true);
+    }
+
     /// A try begins.
     pub fn set_expired(&self, expired: bool) {
         self.expired.set(expired);
@@ -143,7 +151,9 @@ impl Upload {
     }
 
     fn is_streaming(&self) -> bool {
-        self.begun.get() && self.state.get() == State::Streaming
+        // Who has yet to be asked for it does not pause.
+        let waits = self.expects.get() && self.bytes.get() == 0;
+        self.begun.get() && !waits && self.state.get() == State::Streaming
     }
 
     /// Whether more may come, and somebody wants it.
@@ -276,6 +286,20 @@ impl Home {
     /// Whether it is here and as it was at first; makes it so.
     pub fn rewind(&self) -> bool {
         self.body.borrow_mut().as_mut().is_some_and(RequestBody::rewind)
+    }
+
+    /// Reads ahead until the body is whole; not where it is too long for that.
+    pub async fn is_whole(&self) -> Result<bool, Error> {
+        // Dropped before its end, it comes home.
+        let Some(mut body) = self.take() else { return Ok(false) };
+        poll_fn(|cx| {
+            let whole = body.poll_whole(cx);
+            if whole.is_pending() && body.upload.bytes() >= AHEAD {
+                return Poll::Ready(Ok(false));
+            }
+            whole.map_ok(|()| true)
+        })
+        .await
     }
 
     /// No other try will come.

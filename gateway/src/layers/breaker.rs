@@ -53,7 +53,7 @@ where
                     Some(home) => home.is_whole().await?,
                     None => true,
                 };
-                match admit(&leg) {
+                match admit(&leg, Instant::now()) {
                     Ok(_) if !whole && !is_closed(&leg) => Err(refused(&leg, 1)),
                     Ok(Some(outcome)) => {
                         try_once(inner.call(leg.clone()), Trying { leg, outcome: Some(outcome) }).await
@@ -63,7 +63,7 @@ where
                 }
             }));
         }
-        match admit(&leg) {
+        match admit(&leg, leg.way.begun.get()) {
             Ok(None) => Either::Left(self.inner.call(leg)),
             Ok(Some(outcome)) => {
                 let trying = Trying { leg: leg.clone(), outcome: Some(outcome) };
@@ -78,8 +78,8 @@ fn is_closed(leg: &Leg) -> bool {
     leg.upstream().breaker.as_ref().is_none_or(|breaker| breaker.is_closed())
 }
 
-fn admit(leg: &Leg) -> Result<Option<Outcome>, Error> {
-    Outcome::admit(leg.upstream()).map_err(|seconds| refused(leg, seconds))
+fn admit(leg: &Leg, now: Instant) -> Result<Option<Outcome>, Error> {
+    Outcome::admit(leg.upstream(), now).map_err(|seconds| refused(leg, seconds))
 }
 
 fn refused(leg: &Leg, seconds: u64) -> Error {

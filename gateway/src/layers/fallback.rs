@@ -160,6 +160,12 @@ fn leg(context: &Context, upstream: usize, lane: Lane, last_resort: bool, chunke
         random: std::cell::Cell::new(if several { context.worker.random() } else { 0 }),
         hash: if known.balance == Balance::RingHash { hash().unwrap_or_else(|| context.worker.random()) } else { 0 },
         tried: std::cell::RefCell::default(),
+        // The clock is dear: what had nothing to wait for begins when it came.
+        begun: std::cell::Cell::new(if lane == Lane::Direct && context.upload.is_empty() {
+            context.started
+        } else {
+            tokio::time::Instant::now()
+        }),
         more: std::cell::Cell::new(false),
         fresh: std::cell::Cell::new(false),
         departed: std::cell::Cell::new(None),

@@ -68,7 +68,7 @@ where
     let context = &leg.context;
     let policy = context.route().retry.as_ref();
     if policy.is_some() {
-        leg.upstream().budget.deposit(millis(Instant::now()));
+        leg.upstream().budget.deposit(millis(leg.way.begun.get()));
     }
     let mut retries = 0;
     // Whether any try may have reached the upstream: what one that never did comes to does not change that.
@@ -100,6 +100,7 @@ where
         if !pause.is_zero() {
             context.worker.timer.sleep(pause).await;
         }
+        leg.way.begun.set(Instant::now());
     }
 }
 
@@ -113,7 +114,7 @@ where
     leg.way.departed.set(None);
     context.upload.set_expired(false);
     let Some(limit) = context.route().limits.attempt else { return inner.call(leg.clone()).await };
-    let start = Instant::now();
+    let start = leg.way.begun.get();
     let future = inner.call(leg.clone());
     let timer = &context.worker.timer;
     let result = Box::pin(within(timer, &context.upload, Some(limit), None, Kind::AttemptTimeout, start, future)).await;

@@ -27,9 +27,9 @@ pub struct Outcome {
 
 impl Outcome {
     /// Asks the breaker; how many seconds to wait where it refuses. Nothing where there is none.
-    pub fn admit(upstream: &Arc<Upstream>) -> Result<Option<Self>, u64> {
+    pub fn admit(upstream: &Arc<Upstream>, now: Instant) -> Result<Option<Self>, u64> {
         let Some(breaker) = &upstream.breaker else { return Ok(None) };
-        match breaker.admit(millis(Instant::now())) {
+        match breaker.admit(millis(now)) {
             Ok((pass, change)) => {
                 tell(upstream, change);
                 Ok(Some(Self { upstream: upstream.clone(), pass: Some(pass) }))

@@ -45,6 +45,9 @@ use crate::{
 /// Uploads that may wait for a place among those that are still coming in, per worker and upstream.
 const WAITING_UPLOADS: usize = 4096;
 
+/// How long an unused connection is taken to be good without a look, where a look is not worth it each time.
+const TIRED: Duration = Duration::from_millis(100);
+
 /// How often an upload that outlives its response is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -90,8 +93,14 @@ impl Pool {
         way: &Way,
         interim: impl Fn(StatusCode, &HeaderMap),
     ) -> Result<(ResponseHead, Lease), Error> {
-        // What will not be tried again is worth a look at the socket itself.
-        let careful = !(way.more.get() && way.may_repeat && body.is_none() && is_idempotent(&parts.method));
+        // What will not be tried again is worth a look at the socket itself: always where it must not be, else where the
+        // connection has waited long enough for its other end to have tired of it.
+        let repeatable = way.may_repeat && body.is_none() && is_idempotent(&parts.method);
+        let careful = match (repeatable, way.more.get()) {
+            (false, _) => Some(Duration::ZERO),
+            (true, false) => Some(TIRED),
+            (true, true) => None,
+        };
         // What is rare is kept apart: this future is moved for every request.
         let mut place = match &mut body {
             Some(body) if !upload.is_done() => match self.uploads.clone().try_acquire_owned() {
@@ -100,11 +109,10 @@ impl Pool {
             },
             _ => None,
         };
-        let permit = match self.try_enter() {
-            Some(permit) => permit,
-            None => Box::pin(meanwhile(&mut body, self.enter(way.lane))).await?,
+        let (permit, departed) = match self.try_enter() {
+            Some(permit) => (permit, way.begun.get()),
+            None => (Box::pin(meanwhile(&mut body, self.enter(way.lane))).await?, Instant::now()),
         };
-        let departed = Instant::now();
         way.departed.set(Some(departed));
         let endpoint = match self.pick(way, departed) {
             Ok(endpoint) => endpoint,
@@ -264,7 +272,7 @@ impl Pool {
     }
 
     /// The newest idle connection to an endpoint that is still good.
-    fn take_idle(&self, endpoint: &Arc<Endpoint>, careful: bool) -> Option<Wire> {
+    fn take_idle(&self, endpoint: &Arc<Endpoint>, careful: Option<Duration>) -> Option<Wire> {
         let limits = self.upstream.connections;
         let mut idle = self.idle.borrow_mut();
         let now = Instant::now();
@@ -273,7 +281,7 @@ impl Pool {
             if now.duration_since(wire.born) < limits.max_age
                 && now.duration_since(wire.idle_since) < limits.idle
                 && wire.is_quiet()
-                && !wire.was_closed(careful)
+                && !wire.was_closed(careful.is_some_and(|since| now.duration_since(wire.idle_since) >= since))
             {
                 return Some(wire);
             }
@@ -380,6 +388,8 @@ pub struct Way {
     pub hash: u64,
     /// Endpoints that were tried.
     pub tried: RefCell<Tried>,
+    /// When the try began.
+    pub begun: Cell<Instant>,
     /// Whether a try that fails is followed by another, where it may be.
     pub more: Cell<bool>,
     /// Whether a connection that had served before broke: the next try has a new one.

@@ -44,8 +44,7 @@ where
     always_ready!();
 
     fn call(&mut self, leg: Rc<Leg>) -> Self::Future {
-        if !leg.context.upload.is_done() && leg.upstream().breaker.as_ref().is_some_and(|breaker| !breaker.is_closed())
-        {
+        if !leg.context.upload.is_done() && !is_closed(&leg) {
             // What is still coming in is no probe: a slow client would keep its place from the others.
             let mut inner = self.inner.clone();
             return Either::Right(Box::pin(async move {

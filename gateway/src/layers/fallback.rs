@@ -9,6 +9,7 @@
 //! waits there between tries. So what the monolith gets is what the client sent.
 
 use std::{
+    cell::{Cell, RefCell},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
@@ -29,7 +30,11 @@ use crate::{
     resilience::{balance::Balance, bulkhead::Lane, learned::Learned, millis},
     snapshot::Fallback as Policy,
     telemetry::metrics::{Arm, FALLBACKS},
-    upstream::{outcome::Outcome, pool::Way, upload::Home},
+    upstream::{
+        outcome::Outcome,
+        pool::Way,
+        upload::{Home, RequestBody},
+    },
 };
 
 /// The layer.
@@ -89,7 +94,7 @@ where
 }
 
 /// Puts the request where every try finds it; whether its body goes in chunks.
-fn park(http: http::Request<crate::upstream::upload::RequestBody>, context: &Context) -> bool {
+fn park(http: http::Request<RequestBody>, context: &Context) -> bool {
     let (mut parts, body) = http.into_parts();
     let mut chunked = false;
     if body.upload().is_empty() {
@@ -157,19 +162,20 @@ fn leg(context: &Context, upstream: usize, lane: Lane, last_resort: bool, chunke
         chunked,
         may_repeat: !context.overridden.get(),
         idle: context.route().limits.idle,
-        random: std::cell::Cell::new(if several { context.worker.random() } else { 0 }),
+        random: Cell::new(if several { context.worker.random() } else { 0 }),
         hash: if known.balance == Balance::RingHash { hash().unwrap_or_else(|| context.worker.random()) } else { 0 },
-        tried: std::cell::RefCell::default(),
+        tried: RefCell::default(),
         // The clock is dear: what had nothing to wait for begins when it came.
-        begun: std::cell::Cell::new(if lane == Lane::Direct && context.upload.is_empty() {
+        begun: Cell::new(if lane == Lane::Direct && context.upload.is_empty() {
             context.started
         } else {
             tokio::time::Instant::now()
         }),
-        more: std::cell::Cell::new(false),
-        fresh: std::cell::Cell::new(false),
-        departed: std::cell::Cell::new(None),
-        sent: std::cell::Cell::new(false),
+        more: Cell::new(false),
+        mends: Cell::new(false),
+        fresh: Cell::new(false),
+        departed: Cell::new(None),
+        sent: Cell::new(false),
     };
     Leg { context: context.clone(), upstream, way }
 }

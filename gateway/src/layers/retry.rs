@@ -80,11 +80,11 @@ where
         })
     };
     loop {
-        leg.way.more.set(policy.is_some_and(|policy| policy.connect && retries < policy.retries));
+        let left = policy.filter(|policy| retries < policy.retries);
+        leg.way.more.set(left.is_some_and(|policy| policy.connect));
+        leg.way.mends.set(left.is_some_and(|policy| policy.reset));
         let result = one(&mut inner, &leg).await;
-        let Some(policy) = policy.filter(|policy| retries < policy.retries) else {
-            return tell(result, sent);
-        };
+        let Some(policy) = left else { return tell(result, sent) };
         let Some(pause) = next(&leg, policy, retries + 1, &result) else { return tell(result, sent) };
         retries += 1;
         sent |= result.as_ref().map_or_else(|error| error.sent, |_| true);

@@ -96,7 +96,7 @@ impl Pool {
         // What will not be tried again is worth a look at the socket itself: always where it must not be, else where the
         // connection has waited long enough for its other end to have tired of it.
         let repeatable = way.may_repeat && body.is_none() && is_idempotent(&parts.method);
-        let careful = match (repeatable, way.more.get()) {
+        let careful = match (repeatable, way.mends.get()) {
             (false, _) => Some(Duration::ZERO),
             (true, false) => Some(TIRED),
             (true, true) => None,
@@ -390,8 +390,10 @@ pub struct Way {
     pub tried: RefCell<Tried>,
     /// When the try began.
     pub begun: Cell<Instant>,
-    /// Whether a try that fails is followed by another, where it may be.
+    /// Whether a try without a connection is followed by another.
     pub more: Cell<bool>,
+    /// Whether one whose connection broke is, where it may be.
+    pub mends: Cell<bool>,
     /// Whether a connection that had served before broke: the next try has a new one.
     pub fresh: Cell<bool>,
     /// When the last try had its place.

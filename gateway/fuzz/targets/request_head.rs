@@ -50,7 +50,7 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     }
     let mut out = Vec::new();
-    write::request_head(&mut out, &parts);
+    write::request_head(&mut out, &parts, &write::Overrides::default());
     let limits = Limits { head: 2 * LIMITS.head, target: LIMITS.target };
     let (anew, _) = parse_request(&out, limits).unwrap().unwrap();
     let (anew, ()) = anew.request.into_parts();

@@ -99,7 +99,7 @@ fuzz_target!(|bytes: &[u8]| {
                 assert_ne!(fields::voice(name.as_str()), Some(fields::Voice::Gateway), "{name}");
             }
             let mut out = Vec::new();
-            write::request_head(&mut out, &parts);
+            write::request_head(&mut out, &parts, &write::Overrides::default());
             let limits = Limits { head: 64 * 1024, target: 64 * 1024 };
             let (anew, length) = parse_request(&out, limits).unwrap().unwrap();
             assert_eq!(length, out.len());

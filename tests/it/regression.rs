@@ -296,10 +296,12 @@ async fn requests_of_http2_go_on_by_the_rules_of_http1() {
     ] {
         tcp.write_all(&http2::frame(HEADERS, END_HEADERS, stream, &http2::head("POST", "/", bad))).await.unwrap();
         tcp.write_all(&http2::frame(DATA, END_STREAM, stream, b"x")).await.unwrap();
-        let (kind, _, payload) = http2::next(&mut tcp).await.unwrap();
+        let (kind, _, payload) = http2::next_of(&mut tcp, stream).await.unwrap();
         // Refused by the library or by the gateway.
         assert!(kind == RST_STREAM || (kind == HEADERS && status(&payload) == "400"), "{bad:?}: {kind} {payload:?}");
-        while kind == HEADERS && http2::next(&mut tcp).await.is_some_and(|(_, flags, _)| flags & END_STREAM == 0) {}
+        while kind == HEADERS
+            && http2::next_of(&mut tcp, stream).await.is_some_and(|(_, flags, _)| flags & END_STREAM == 0)
+        {}
         stream += 2;
     }
     assert_eq!(legacy.count(), 0, "{:?}", legacy.received());
@@ -307,9 +309,11 @@ async fn requests_of_http2_go_on_by_the_rules_of_http1() {
         tcp.write_all(&http2::frame(HEADERS, END_HEADERS | END_STREAM, stream, &http2::head("GET", bad, &[])))
             .await
             .unwrap();
-        let (kind, _, payload) = http2::next(&mut tcp).await.unwrap();
+        let (kind, _, payload) = http2::next_of(&mut tcp, stream).await.unwrap();
         assert!(kind == RST_STREAM || (kind == HEADERS && status(&payload) == "400"), "{bad:?}: {kind} {payload:?}");
-        while kind == HEADERS && http2::next(&mut tcp).await.is_some_and(|(_, flags, _)| flags & END_STREAM == 0) {}
+        while kind == HEADERS
+            && http2::next_of(&mut tcp, stream).await.is_some_and(|(_, flags, _)| flags & END_STREAM == 0)
+        {}
         stream += 2;
     }
     assert_eq!(legacy.count(), 0, "{:?}", legacy.received());

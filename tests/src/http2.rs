@@ -54,12 +54,21 @@ pub async fn connect(address: SocketAddr) -> TcpStream {
 
 /// Reads the next frame that is about a stream: its type, its flags, its payload.
 pub async fn next(tcp: &mut TcpStream) -> Option<(u8, u8, Vec<u8>)> {
+    read(tcp, |stream| stream != 0).await
+}
+
+/// The next frame of one stream; an earlier one may still be reset after its answer.
+pub async fn next_of(tcp: &mut TcpStream, stream: u32) -> Option<(u8, u8, Vec<u8>)> {
+    read(tcp, |of| of == stream).await
+}
+
+async fn read(tcp: &mut TcpStream, wanted: impl Fn(u32) -> bool) -> Option<(u8, u8, Vec<u8>)> {
     loop {
         let mut head = [0; 9];
         tcp.read_exact(&mut head).await.ok()?;
         let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
         tcp.read_exact(&mut payload).await.ok()?;
-        if head[5..9] != [0; 4] {
+        if wanted(u32::from_be_bytes([head[5], head[6], head[7], head[8]])) {
             return Some((head[3], head[4], payload));
         }
     }

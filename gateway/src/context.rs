@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::{
     body::ResponseBody,
     error::{Kind, TimeLimit},
+    fields,
     http1::head::reuse_map,
     inbound::Inbound,
     routing::cohort::Why,
@@ -447,6 +448,12 @@ impl Exchange {
         stats.begin(self.worker.index, arm);
         self.arm.set(arm);
         self.upstream.set(Some(upstream));
+    }
+
+    /// Whether its client says by a key that it is the same as another with that key.
+    pub fn is_keyed(&self) -> bool {
+        let key = self.parts.get().and_then(|parts| parts.headers.get(fields::IDEMPOTENCY_KEY));
+        key.is_some_and(|key| !key.is_empty())
     }
 
     /// Counts a time limit that fired, if one did.

@@ -105,3 +105,15 @@ async fn an_upstreams_own_limits_stay_beside_it() {
     let all: Vec<_> = answer.headers.get_all("ratelimit").iter().map(|value| value.to_str().unwrap()).collect();
     assert_eq!(all, ["\"own\";r=1;t=1", "\"ip\";r=9;t=1"]);
 }
+
+/// Each rule of a path has the limit of `defaults`, and so has what it falls to: it is counted there, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_all_routes_is_counted_once_where_a_request_falls() {
+    let legacy = Origin::named("legacy").await;
+    let rest = "defaults: {rate_limit: {limit: 10/h}}\nroutes:\n  - {name: read, match: {path: /api, methods: [GET]}}\n  \
+                - {name: remove, match: {path: /api, methods: [DELETE]}}\n";
+    let gateway = Gateway::start(&crate::yaml(&[("legacy", legacy.url())], rest)).await;
+    let answer = send(gateway.address, "PUT", "/api", &[], "x").await;
+    assert_eq!((answer.status, answer.headers.get_all("ratelimit").iter().count()), (200, 1));
+    assert!(send(gateway.address, "GET", "/api", &[], "").await.field("ratelimit").contains("r=9"));
+}

@@ -159,8 +159,6 @@ async fn serve(mut client: TcpStream, target: SocketAddr, mut fault: watch::Rece
                 match now {
                     Fault::ResetAfter(most) if passed + count > most => {
                         let _ = client.write_all(&answered[..most.saturating_sub(passed).min(count)]).await;
-                        // What was sent must have arrived before the reset takes it away.
-                        tokio::time::sleep(Duration::from_millis(20)).await;
                         return reset(&client);
                     }
                     Fault::WrongLength => {

@@ -69,7 +69,7 @@ where
             return Either::Right(Box::pin(std::future::ready(Err(Error::new(Kind::Internal)))));
         };
         let route = context.route();
-        let writes = !is_safe(&context.method) || context.overridden.get();
+        let writes = !context.method.is_safe() || context.overridden.get();
         // Whoever writes: what was not there may be there, now and when it is done.
         let forget = route.fallback.as_ref().filter(|policy| writes && policy.learns()).map(Forget::new);
         let policy = route.fallback.as_ref().filter(|_| context.arm.get() == Arm::Service);
@@ -323,21 +323,12 @@ fn said(service: &Arc<str>, baseline: &Arc<str>, reason: Reason, failure: &Failu
     format!("{failed}gw; next-hop={baseline}; details=\"fallback from {service}: {}\"", FALLBACKS[reason as usize])
 }
 
-/// RFC 9110 §9.2.1.
-fn is_safe(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
-}
-
 /// Whether the monolith may get what the service may have seen.
 fn may_repeat(context: &Context, policy: &Policy) -> bool {
     if context.overridden.get() {
         return false;
     }
-    let keyed = || {
-        let headers = context.parts.get().map(|parts| &parts.headers);
-        headers.and_then(|headers| headers.get(fields::IDEMPOTENCY_KEY)).is_some_and(|key| !key.is_empty())
-    };
-    is_safe(&context.method) || (policy.keys_shared && keyed())
+    context.method.is_safe() || (policy.keys_shared && context.is_keyed())
 }
 
 /// Why the monolith is to be asked; nothing where the answer stands.

@@ -20,10 +20,9 @@ use crate::{
     body::ResponseBody,
     context::{Exchange, Leg, Response},
     error::{Error, Kind},
-    fields,
     resilience::millis,
     snapshot::Retry as Policy,
-    upstream::{pool::is_idempotent, upload::within},
+    upstream::upload::within,
 };
 
 /// The layer.
@@ -197,13 +196,9 @@ fn is_repeatable(leg: &Leg, policy: &Policy) -> bool {
     if context.overridden.get() {
         return false;
     }
-    let keyed = || {
-        let headers = context.parts.get().map(|parts| &parts.headers);
-        headers.and_then(|headers| headers.get(fields::IDEMPOTENCY_KEY)).is_some_and(|key| !key.is_empty())
-    };
     // What the service does with keys says nothing about the monolith.
     let asked = context.route().service.is_none_or(|service| service == leg.upstream);
-    is_idempotent(&context.method) || (policy.keys_honoured && asked && keyed())
+    context.method.is_idempotent() || (policy.keys_honoured && asked && context.is_keyed())
 }
 
 /// Full jitter: between nothing and what doubles with each retry (Envoy's formula).

@@ -73,9 +73,9 @@ fn find(request: &Request) -> Option<Result<Response, Error>> {
         Some(literal) => snapshot.table.find_either(&Head { key: literal, ..head }, &head),
     };
     if !guards.is_empty() {
-        let mut known = context.guards.borrow_mut();
-        known
-            .extend(guards.iter().map(|entry| entry.rule()).filter(|rule| snapshot.routes[*rule].rate_limit.is_some()));
+        // What `defaults` say holds wherever it falls.
+        let own = |rule: &usize| snapshot.routes[*rule].rate_limit.as_ref().is_some_and(|limit| limit.own);
+        context.guards.borrow_mut().extend(guards.iter().map(|entry| entry.rule()).filter(own));
     }
     let index = match found {
         Found::Rule(index) => index,

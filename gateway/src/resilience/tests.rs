@@ -451,6 +451,16 @@ fn a_clock_that_was_read_earlier_forgets_nothing() {
 }
 
 #[test]
+fn clients_that_leave_early_make_nothing_look_quicker() {
+    let vitals = Vitals::default();
+    vitals.observe(1, 50_000);
+    vitals.outlast(200, 1_000);
+    assert!(vitals.load(200, 0, &vitals) > 49_000);
+    vitals.outlast(200, 90_000);
+    assert_eq!(vitals.load(200, 0, &vitals), 90_000);
+}
+
+#[test]
 fn what_nobody_looks_after_any_more_is_in() {
     let vitals = Vitals::default();
     vitals.set_down(true, 1);

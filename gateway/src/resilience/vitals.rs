@@ -101,6 +101,13 @@ impl Vitals {
         });
     }
 
+    /// Nobody waited for its answer any longer: it takes so long at least, which may be more than was known, never less.
+    pub fn outlast(&self, now: u64, micros: u64) {
+        if Self::aged(self.latency.load(Relaxed), now).0 < micros {
+            self.observe(now, micros);
+        }
+    }
+
     /// What it was, forgotten as far as time has gone on; and how old it is.
     fn aged(word: u64, now: u64) -> (u64, u64) {
         let (stamp, micros) = (word >> 32, word & u64::from(u32::MAX));

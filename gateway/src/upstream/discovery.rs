@@ -96,13 +96,18 @@ impl Resolver {
     async fn endpoints(&self, upstream: &Upstream) -> Result<(Vec<Url>, Duration), String> {
         let Some(discovery) = &upstream.discovery else { return Err("nothing to look up".to_owned()) };
         let known = upstream.url();
-        let had: Vec<IpAddr> = upstream.endpoints.load().iter().filter_map(|endpoint| endpoint.address).collect();
+        let endpoints = upstream.endpoints.load();
+        // At this port only: what is kept must be an endpoint that there is, not one target's address at another's port.
+        let had = |port: u16| -> Vec<IpAddr> {
+            endpoints.iter().filter(|known| known.url.port == port).filter_map(|known| known.address).collect()
+        };
         let url = |ip: IpAddr, port| Url { host: ip.to_string(), port, ..known.clone() };
         if !discovery.srv {
-            let (addresses, ttl) = self.addresses(name(&discovery.name)?, &had).await?;
+            let (addresses, ttl) = self.addresses(name(&discovery.name)?, &had(known.port)).await?;
             return Ok((addresses.into_iter().map(|ip| url(ip, known.port)).collect(), ttl));
         }
-        let found = self.0.lookup(discovery.name.as_str(), RecordType::SRV).await.map_err(|error| error.to_string())?;
+        let asked = self.0.lookup(name(&discovery.name)?, RecordType::SRV).await;
+        let found = asked.map_err(|error| error.to_string())?;
         let mut ttl = u32::MAX;
         let mut services = Vec::new();
         for record in found.answers() {
@@ -118,7 +123,7 @@ impl Resolver {
         let mut urls = Vec::new();
         for (_, target, port) in services.into_iter().filter(|(priority, ..)| Some(*priority) == first) {
             // A target without an address is out of service; one that could not be asked might be in.
-            let (addresses, lasts) = self.addresses(target, &had).await?;
+            let (addresses, lasts) = self.addresses(target, &had(port)).await?;
             ttl = ttl.min(lasts);
             urls.extend(addresses.into_iter().map(|ip| url(ip, port)));
         }

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Method, StatusCode, request::Parts};
+use http::{HeaderMap, StatusCode, request::Parts};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::AbortHandle,
@@ -39,6 +39,7 @@ use crate::{
         balance::{Balance, Choice},
         bulkhead::{Bulkhead, Lane},
         millis,
+        vitals::Vitals,
     },
 };
 
@@ -95,7 +96,7 @@ impl Pool {
     ) -> Result<(ResponseHead, Lease), Error> {
         // What will not be tried again is worth a look at the socket itself: always where it must not be, else where the
         // connection has waited long enough for its other end to have tired of it.
-        let repeatable = way.may_repeat && body.is_none() && is_idempotent(&parts.method);
+        let repeatable = way.may_repeat && body.is_none() && parts.method.is_idempotent();
         let careful = match (repeatable, way.mends.get()) {
             (false, _) => Some(Duration::ZERO),
             (true, false) => Some(TIRED),
@@ -500,7 +501,7 @@ impl Flight {
     fn answered(&self, status: StatusCode) {
         let Some(flying) = &self.0 else { return };
         flying.told.set(true);
-        flying.observe();
+        flying.note(Vitals::observe);
         if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
             flying.fail();
         } else {
@@ -525,11 +526,11 @@ impl Flight {
 }
 
 impl Flying {
-    /// How long the endpoint took, or takes, from the moment at which it had the whole request.
-    fn observe(&self) {
+    /// Notes how long the endpoint took, or takes, from the moment at which it had the whole request.
+    fn note(&self, how: impl Fn(&Vitals, u64, u64)) {
         if let Some(waited) = self.upload.waited(self.departed) {
             let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
-            self.endpoint.vitals.observe(millis(Instant::now()), micros);
+            how(&self.endpoint.vitals, millis(Instant::now()), micros);
         }
     }
 
@@ -552,7 +553,7 @@ impl Drop for Flying {
             if self.upload.is_expired() {
                 self.fail();
             }
-            self.observe();
+            self.note(Vitals::outlast);
         }
         self.endpoint.vitals.end();
     }
@@ -565,11 +566,6 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
-}
-
-/// RFC 9110 §9.2.2.
-pub fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
 }
 
 /// A connection in use, and its place at the upstream.

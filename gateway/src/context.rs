@@ -31,8 +31,9 @@ use crate::{
     timer::Timer,
     upstream::{
         Upstream,
-        pool::{Pool, Way},
+        pool::Pool,
         upload::{Home, RequestBody, Upload},
+        way::Way,
     },
 };
 

@@ -32,8 +32,8 @@ use crate::{
     telemetry::metrics::{Arm, FALLBACKS},
     upstream::{
         outcome::Outcome,
-        pool::Way,
         upload::{Home, RequestBody},
+        way::Way,
     },
 };
 

@@ -9,12 +9,14 @@ pub mod connect;
 pub mod discovery;
 pub mod download;
 pub mod endpoint;
+mod flight;
 pub mod health;
 pub mod outcome;
 pub mod pool;
 pub mod rewrite;
 pub mod tunnel;
 pub mod upload;
+pub mod way;
 
 use std::{
     net::SocketAddr,

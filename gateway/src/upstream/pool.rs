@@ -26,7 +26,9 @@ use super::{
     call::{Call, Failed, Wire},
     connect,
     endpoint::Endpoint,
+    flight::Flight,
     upload::{RequestBody, Upload},
+    way::Way,
 };
 use crate::{
     error::{Error, Kind},
@@ -39,7 +41,6 @@ use crate::{
         balance::{Balance, Choice},
         bulkhead::{Bulkhead, Lane},
         millis,
-        vitals::Vitals,
     },
 };
 
@@ -365,76 +366,6 @@ async fn meanwhile<T>(
     .await
 }
 
-/// How a request goes to an upstream, and how far it came.
-#[derive(Debug)]
-#[allow(clippy::struct_excessive_bools, reason = "each says one thing, and none excludes another")]
-pub struct Way {
-    /// Who goes first where it is full.
-    pub lane: Lane,
-    /// Whether nobody else can answer, so that an endpoint that is out is better than none.
-    pub last_resort: bool,
-    /// How its head differs from the client's.
-    pub overrides: Overrides,
-    /// Whether its host is the endpoint's own.
-    pub own_host: bool,
-    /// Whether its body goes in chunks.
-    pub chunked: bool,
-    /// Whether its method means what it says.
-    pub may_repeat: bool,
-    /// The longest pause of an upload that outlives its response.
-    pub idle: Option<Duration>,
-    /// Anything.
-    pub random: Cell<u64>,
-    /// What is kept together.
-    pub hash: u64,
-    /// Endpoints that were tried.
-    pub tried: RefCell<Tried>,
-    /// When the try began.
-    pub begun: Cell<Instant>,
-    /// Whether a try without a connection is followed by another.
-    pub more: Cell<bool>,
-    /// Whether one whose connection broke is, where it may be.
-    pub mends: Cell<bool>,
-    /// Whether a connection that had served before broke: the next try has a new one.
-    pub fresh: Cell<bool>,
-    /// When the last try had its place.
-    pub departed: Cell<Option<Instant>>,
-    /// Whether the upstream may have seen some of it.
-    pub sent: Cell<bool>,
-}
-
-/// Endpoints that a request has tried: as many as there may be tries.
-#[derive(Debug, Default)]
-pub struct Tried {
-    ids: [u64; 11],
-    count: usize,
-}
-
-impl Tried {
-    fn push(&mut self, id: u64) {
-        if let Some(place) = self.ids.get_mut(self.count) {
-            *place = id;
-            self.count += 1;
-        }
-    }
-
-    fn ids(&self) -> &[u64] {
-        &self.ids[..self.count]
-    }
-}
-
-impl Way {
-    /// Whether a healthy endpoint has yet to be tried.
-    pub fn has_another(&self, upstream: &Upstream, now: u64) -> bool {
-        let tried = self.tried.borrow();
-        let endpoints = upstream.endpoints.load();
-        endpoints.len() > 1
-            && endpoints.iter().any(|endpoint| {
-                endpoint.vitals.is_up() && !endpoint.vitals.is_ejected(now) && !tried.ids().contains(&endpoint.id)
-            })
-    }
-}
-
 /// A request's place at the upstream, and its connection.
 struct Permit {
     _place: Place,
@@ -466,96 +397,6 @@ impl<'a> Pending<'a> {
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         self.0.pending.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A request at one of several endpoints. Of an only one nothing needs to be known.
-struct Flight(Option<Flying>);
-
-struct Flying {
-    upstream: Arc<Upstream>,
-    endpoint: Arc<Endpoint>,
-    upload: Rc<Upload>,
-    departed: Instant,
-    /// Whether it is known how it went, and whether it failed.
-    told: Cell<bool>,
-    failed: Cell<bool>,
-}
-
-impl Flight {
-    fn begin(upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>, upload: &Rc<Upload>, departed: Instant) -> Self {
-        if upstream.endpoints.load().len() < 2 {
-            return Self(None);
-        }
-        endpoint.vitals.begin();
-        Self(Some(Flying {
-            upstream: upstream.clone(),
-            endpoint: endpoint.clone(),
-            upload: upload.clone(),
-            departed,
-            told: Cell::new(false),
-            failed: Cell::new(false),
-        }))
-    }
-
-    fn answered(&self, status: StatusCode) {
-        let Some(flying) = &self.0 else { return };
-        flying.told.set(true);
-        flying.note(Vitals::observe);
-        if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
-            flying.fail();
-        } else {
-            flying.endpoint.vitals.succeed();
-        }
-    }
-
-    fn failed(&self, error: &Error) {
-        let Some(flying) = &self.0 else { return };
-        flying.told.set(true);
-        if error.kind.is_upstreams() {
-            flying.fail();
-        }
-    }
-
-    /// The response broke off.
-    fn broke(&self) {
-        if let Some(flying) = &self.0 {
-            flying.fail();
-        }
-    }
-}
-
-impl Flying {
-    /// Notes how long the endpoint took, or takes, from the moment at which it had the whole request.
-    fn note(&self, how: impl Fn(&Vitals, u64, u64)) {
-        if let Some(waited) = self.upload.waited(self.departed) {
-            let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
-            how(&self.endpoint.vitals, millis(Instant::now()), micros);
-        }
-    }
-
-    fn fail(&self) {
-        if self.failed.replace(true) {
-            return;
-        }
-        let Self { upstream, endpoint, .. } = self;
-        let now = millis(Instant::now());
-        if endpoint.vitals.fail(now, upstream.outlier.as_ref()) {
-            upstream.eject(endpoint, now);
-        }
-    }
-}
-
-impl Drop for Flying {
-    /// Nobody waits any more: for a time limit the endpoint is to blame; that a client left says how long it took at least.
-    fn drop(&mut self) {
-        if !self.told.get() {
-            if self.upload.is_expired() {
-                self.fail();
-            }
-            self.note(Vitals::outlast);
-        }
-        self.endpoint.vitals.end();
     }
 }
 

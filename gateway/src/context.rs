@@ -17,7 +17,9 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use crate::{
+    auth::memo::Memo,
     body::ResponseBody,
+    claims::Claims,
     error::{Kind, TimeLimit},
     fields,
     http1::head::reuse_map,
@@ -101,6 +103,8 @@ pub struct Worker {
     pub store: Arc<Store>,
     /// Whether responses are a connection's last.
     pub draining: Cell<bool>,
+    /// Tokens that were verified already.
+    pub memo: RefCell<Memo>,
     local: RefCell<Rc<Local>>,
     random: Cell<u64>,
     wall: RefCell<Wall>,
@@ -159,6 +163,7 @@ impl Worker {
             via: Via::new(store.process.id),
             store,
             draining: Cell::new(false),
+            memo: RefCell::default(),
             local: RefCell::new(Rc::new(Local { snapshot, pools })),
             random: Cell::new(seed),
             wall: RefCell::new(Wall {
@@ -187,6 +192,11 @@ impl Worker {
             *self.local.borrow_mut() = new;
         }
         self.local.borrow().clone()
+    }
+
+    /// What the clock on the wall says, in seconds of Unix time.
+    pub fn unix_time(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
     }
 
     /// `SplitMix64`: for ids and new sessions, not for secrets.
@@ -331,8 +341,14 @@ pub struct Exchange {
     pub fallback: Cell<Option<(usize, usize)>>,
     /// The time limit that fired last, also where another try or another system answered all the same.
     pub limit: Cell<Option<TimeLimit>>,
-    /// Routes whose predicates refused it: their rate limits hold wherever it falls.
+    /// Routes whose predicates refused it: their limits and doors hold wherever it falls.
     pub guards: RefCell<Vec<usize>>,
+    /// What the token says that it brought, once that is verified.
+    pub claims: OnceCell<Rc<Claims>>,
+    /// Whether it brought credentials of its own: nobody else may have an answer to it that does not say so.
+    pub authorized: Cell<bool>,
+    /// Whether it brought cookies.
+    pub cookies: Cell<bool>,
     /// Whether it counts as one of the requests in flight.
     pub admitted: Cell<bool>,
     /// The index of its route.
@@ -396,6 +412,9 @@ impl Exchange {
             fallback: Cell::new(None),
             limit: Cell::new(None),
             guards: RefCell::default(),
+            claims: OnceCell::new(),
+            authorized: Cell::new(false),
+            cookies: Cell::new(false),
             admitted: Cell::new(false),
             route: Cell::new(local.snapshot.unrouted()),
             arm: Cell::new(Arm::Gateway),

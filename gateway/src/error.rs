@@ -56,6 +56,18 @@ pub enum Kind {
     CircuitOpen,
     /// The gateway itself has as many requests as it may.
     Overloaded,
+    /// No token, or none that is taken.
+    Unauthorized,
+    /// More than one place for a token.
+    AmbiguousToken,
+    /// A token that may not do this.
+    Forbidden,
+    /// The keys that tokens are checked with cannot be had.
+    NoKeys,
+    /// A page's origin, or what it wants to do, is not allowed.
+    OriginRefused,
+    /// Asked for what is kept, and nothing is.
+    NotCached,
     /// The client has sent more than the route's limit.
     RateLimited,
     /// The TLS handshake failed.
@@ -225,6 +237,27 @@ impl Kind {
                 "The gateway has as many requests as it may",
                 Some("proxy_internal_response"),
             ),
+            Self::Unauthorized => {
+                row(StatusCode::UNAUTHORIZED, "A valid token is needed", Some("http_request_denied"))
+            }
+            Self::AmbiguousToken => {
+                row(StatusCode::BAD_REQUEST, "The request has several tokens", Some("http_request_denied"))
+            }
+            Self::Forbidden => {
+                row(StatusCode::FORBIDDEN, "The token may not do this", Some("http_request_denied"))
+            }
+            Self::NoKeys => row(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Tokens cannot be checked at the moment",
+                Some("proxy_internal_response"),
+            ),
+            Self::OriginRefused => {
+                row(StatusCode::FORBIDDEN, "Pages of this origin may not do this", Some("http_request_denied"))
+            }
+            // RFC 9111 §5.2.1.7
+            Self::NotCached => {
+                row(StatusCode::GATEWAY_TIMEOUT, "Nothing is kept that answers this", Some("http_request_denied"))
+            }
             Self::RateLimited => row(StatusCode::TOO_MANY_REQUESTS, "Too many requests", Some("http_request_denied")),
             Self::Tls => {
                 row(StatusCode::BAD_GATEWAY, "The upstream's TLS handshake failed", Some("tls_protocol_error"))
@@ -372,7 +405,11 @@ impl Error {
             Kind::Path(oddity) => oddity.to_string(),
             Kind::BadRequest(why) => why.to_owned(),
             // Nothing else is for the client: it may name addresses.
-            Kind::NotAllowed => self.detail.clone(),
+            Kind::NotAllowed
+            | Kind::Unauthorized
+            | Kind::AmbiguousToken
+            | Kind::Forbidden
+            | Kind::OriginRefused => self.detail.clone(),
             _ => String::new(),
         };
         let retry_after = self.retry_after();

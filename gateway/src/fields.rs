@@ -55,6 +55,30 @@ pub fn voice(name: &str) -> Option<Voice> {
     }
 }
 
+/// The fields in which the gateway tells upstreams what a token claims: nobody else says them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClaimFields(Vec<HeaderName>);
+
+impl ClaimFields {
+    /// These.
+    pub fn new(names: impl IntoIterator<Item = HeaderName>) -> Self {
+        let mut names: Vec<_> = names.into_iter().collect();
+        names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+        names.dedup();
+        Self(names)
+    }
+
+    /// Whether a field is one of them, in any spelling that a server may take for it (`_` for `-`).
+    pub fn have(&self, name: &str) -> bool {
+        let plain = |byte: u8| if byte == b'_' { b'-' } else { byte };
+        let same = |known: &HeaderName| {
+            let known = known.as_str();
+            known.len() == name.len() && known.bytes().map(plain).eq(name.bytes().map(plain))
+        };
+        !self.0.is_empty() && self.0.iter().any(same)
+    }
+}
+
 /// Fields with which a client asks a server to take the request for another method.
 pub fn is_method_override(name: &str) -> bool {
     let known = ["x-http-method-override", "x-http-method", "x-method-override"];

@@ -1,7 +1,10 @@
 //! The strangler-fig gateway: stands in front of a monolith from the day its replacement begins.
 
 pub mod admin;
+pub mod auth;
 pub mod body;
+pub mod cache;
+pub mod claims;
 pub mod cli;
 pub mod config;
 pub mod context;

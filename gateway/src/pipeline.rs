@@ -12,7 +12,9 @@ use crate::{
     layers::{
         admit::Admit,
         arm::PickArm,
+        auth::Authenticate,
         breaker::Break,
+        cors::AllowOrigins,
         deadline::Deadline,
         edit::Edit,
         fallback::Fallback,
@@ -43,8 +45,14 @@ pub fn pipeline()
         .layer(layer_fn(FindRoute::new))
         // Covers the wait for a connection and every try; never a tunnel after its 101.
         .layer(layer_fn(Deadline::new))
+        // What a page may be told, refusals too; a preflight brings no token.
+        .layer(layer_fn(AllowOrigins::new))
         // A cheap shield before what is dear.
         .layer(layer_fn(LimitRate::new))
+        // Before anything that is somebody's: signatures are dear, a stored answer may be private.
+        .layer(layer_fn(Authenticate::new))
+        // Needs to know who asks.
+        .layer(layer_fn(LimitRate::by_claim))
         // Who answers must be known before anything depends on it.
         .layer(layer_fn(PickArm::new))
         // Whoever answers, the route's edits hold.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::{json, problem, text};
 use crate::{
+    claims::Claims,
     config::values::Share,
     resilience::{breaker::State, millis},
     server::Control,
@@ -178,6 +179,9 @@ struct Asked {
     url: String,
     #[serde(default)]
     headers: BTreeMap<String, String>,
+    /// What its token would say, taken for verified.
+    #[serde(default)]
+    claims: serde_json::Map<String, Value>,
     client: Option<IpAddr>,
 }
 
@@ -197,7 +201,8 @@ pub(super) fn explain(snapshot: &Snapshot, body: &Bytes) -> Response<Bytes> {
             headers.append(name, value);
         }
         let client = asked.client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        serde_json::to_value(explain::explain(snapshot, &method, &url, headers, client))
+        let claims = asked.claims.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        serde_json::to_value(explain::explain(snapshot, &method, &url, headers, &Claims::new(claims), client))
             .map_err(|error| error.to_string())
     });
     match told {

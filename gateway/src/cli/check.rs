@@ -3,7 +3,7 @@
 use std::{io::Write as _, process::ExitCode};
 
 use super::{BAD_FILE, File, offline, print};
-use crate::config::{Report, Severity};
+use crate::config::{Report, Severity, open_routes};
 
 #[derive(clap::Args)]
 pub(super) struct Check {
@@ -24,8 +24,12 @@ impl Check {
                 Ok(config) => Some(&config.warnings),
                 Err(error) => error.downcast_ref::<Report>(),
             };
-            let told =
-                serde_json::json!({"ok": checked.is_ok(), "diagnostics": report.map(|report| &report.diagnostics)});
+            let open = checked.as_ref().ok().and_then(open_routes);
+            let told = serde_json::json!({
+                "ok": checked.is_ok(),
+                "diagnostics": report.map(|report| &report.diagnostics),
+                "without_auth": open,
+            });
             print(&format!("{told:#}\n"));
             return Ok(if checked.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(BAD_FILE) });
         }
@@ -42,6 +46,11 @@ impl Check {
             number(config.upstreams.len(), "upstream"),
             number(warnings, "warning")
         ));
+        if let Some(open) = open_routes(&config) {
+            let names = open.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            let names = if open.is_empty() { "nothing".to_owned() } else { names };
+            print(&format!("reachable without auth: {names}\n"));
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, anyhow};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::{offline, print};
-use crate::snapshot::explain::explain;
+use crate::{claims::Claims, snapshot::explain::explain};
 
 #[derive(clap::Args)]
 pub(super) struct Explain {
@@ -23,6 +23,9 @@ pub(super) struct Explain {
     /// The address that it comes from, for cohorts by `ip`.
     #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
     client: IpAddr,
+    /// A claim of its token, taken for verified: for cohorts by claim.
+    #[arg(long = "claim", value_name = "NAME=VALUE")]
+    claims: Vec<String>,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
@@ -39,8 +42,14 @@ impl Explain {
                 value.trim().parse().with_context(|| format!("not a header's value: `{value}`"))?;
             headers.append(name, value);
         }
+        let mut claims = Vec::new();
+        for text in &self.claims {
+            let (name, value) =
+                text.split_once('=').ok_or_else(|| anyhow!("not a claim: `{text}`; write `NAME=VALUE`"))?;
+            claims.push((name.into(), value.into()));
+        }
         let (_, snapshot) = offline(&self.config)?;
-        let told = explain(&snapshot, &self.method, &self.url, headers, self.client);
+        let told = explain(&snapshot, &self.method, &self.url, headers, &Claims::new(claims), self.client);
         if self.json {
             print(&format!("{:#}\n", serde_json::to_value(&told)?));
         } else {

@@ -10,6 +10,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer};
 
 use super::{
+    auth::{AuthConfig, CorsConfig, VerifierConfig},
+    cache::{CacheConfig, RouteCacheConfig},
     policy::{FallbackConfig, RateLimitConfig, RetryConfig},
     upstream::UpstreamConfig,
     values::{OrNone, Share, ShortForm, Size, Span, short_or_full, short_or_full_schema},
@@ -45,6 +47,10 @@ pub struct FileConfig {
     pub resolver: Vec<String>,
     /// The systems behind the gateway, by name. `legacy`, the monolith, is required: whatever no route claims is its.
     pub upstreams: BTreeMap<String, UpstreamConfig>,
+    /// Verifiers of tokens, by name, for routes to name in `auth: {jwt: NAME}`.
+    pub auth: BTreeMap<String, VerifierConfig>,
+    /// Where answers are kept, for the routes that say `cache:`.
+    pub cache: CacheConfig,
     /// Policies for every route and for what no route claims. A policy of a route replaces the one here whole.
     pub defaults: DefaultsConfig,
     /// The routes. Their order means nothing: the most specific match wins.
@@ -66,6 +72,8 @@ impl Default for FileConfig {
             clients: ClientsConfig::default(),
             resolver: Vec::new(),
             upstreams: BTreeMap::new(),
+            auth: BTreeMap::new(),
+            cache: CacheConfig::default(),
             defaults: DefaultsConfig::default(),
             routes: Vec::new(),
         }
@@ -193,6 +201,12 @@ pub struct DefaultsConfig {
     pub replay_body: Option<OrNone<Size>>,
     /// How many requests are let through. Default: all.
     pub rate_limit: Option<OrNone<RateLimitConfig>>,
+    /// Who may ask. Default: anybody.
+    pub auth: Option<OrNone<AuthConfig>>,
+    /// What pages of other origins may do. Default: what the upstream says.
+    pub cors: Option<OrNone<CorsConfig>>,
+    /// Which answers are kept. Default: none.
+    pub cache: Option<OrNone<RouteCacheConfig>>,
     /// Header edits.
     pub headers: Option<OrNone<HeadersConfig>>,
     /// Protocols that a client may upgrade to. Default: `[websocket]`.
@@ -292,6 +306,12 @@ pub struct RouteConfig {
     pub replay_body: Option<OrNone<Size>>,
     /// How many requests are let through. Default: all.
     pub rate_limit: Option<OrNone<RateLimitConfig>>,
+    /// Who may ask. Default: anybody. Falling through to a less specific route does not shed it.
+    pub auth: Option<OrNone<AuthConfig>>,
+    /// What pages of other origins may do. Default: what the upstream says.
+    pub cors: Option<OrNone<CorsConfig>>,
+    /// Which answers are kept. Default: none.
+    pub cache: Option<OrNone<RouteCacheConfig>>,
     /// How the service's requests differ from the client's. The monolith always gets the request as it came.
     pub rewrite: Option<RewriteConfig>,
     /// Header edits.
@@ -381,7 +401,8 @@ impl Stage {
 pub struct CanaryConfig {
     /// The share of keys whose requests the service answers, in steps of 0.01%.
     pub percent: Share,
-    /// Where a request's key comes from; the first that the request has counts: `cookie:NAME`, `header:NAME`, `ip`, or `sticky`, a cookie that the gateway sets once, so that only new sessions move. A request without a key is the monolith's.
+    /// Where a request's key comes from; the first that the request has counts: `claim:NAME` (of the route's verified token), `cookie:NAME`, `header:NAME`, `ip`, or `sticky`, a cookie that the gateway sets once, so that only new sessions move. A request without a key is the monolith's. Default: `[claim:sub]` where the route has `auth:`; else required.
+    #[serde(default)]
     pub by: Vec<KeySource>,
     /// Requests that the service answers whatever their key.
     #[serde(default)]
@@ -400,6 +421,8 @@ pub enum KeySource {
     Cookie(String),
     /// A header's value.
     Header(String),
+    /// A claim of the verified token.
+    Claim(String),
     /// The client's address.
     Ip,
     /// The gateway's own cookie.
@@ -412,9 +435,10 @@ impl std::str::FromStr for KeySource {
         match text.split_once(':') {
             Some(("cookie", name)) if is_token(name) => Ok(Self::Cookie(name.to_owned())),
             Some(("header", name)) if is_token(name) => Ok(Self::Header(name.to_ascii_lowercase())),
+            Some(("claim", name)) if !name.is_empty() => Ok(Self::Claim(name.to_owned())),
             None if text == "ip" => Ok(Self::Ip),
             None if text == "sticky" => Ok(Self::Sticky),
-            _ => Err(format!("unknown cohort key: `{text}`; known: `cookie:NAME`, `header:NAME`, `ip`, `sticky`")),
+            _ => Err(format!("unknown cohort key: `{text}`; known: `claim:NAME`, `cookie:NAME`, `header:NAME`, `ip`, `sticky`")),
         }
     }
 }
@@ -433,7 +457,7 @@ impl JsonSchema for KeySource {
         "KeySource".into()
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        schemars::json_schema!({"type": "string", "pattern": r"^(cookie:.+|header:.+|ip|sticky)$|\$\{"})
+        schemars::json_schema!({"type": "string", "pattern": r"^(claim:.+|cookie:.+|header:.+|ip|sticky)$|\$\{"})
     }
 }
 
@@ -446,6 +470,8 @@ pub struct PredicateConfig {
     pub header: BTreeMap<String, String>,
     /// Cookies and their exact values.
     pub cookie: BTreeMap<String, String>,
+    /// Claims of the route's verified token and their exact values; of a list, one of its values.
+    pub claim: BTreeMap<String, String>,
 }
 
 /// What the answer of stage `gone` says.

@@ -3,6 +3,8 @@
 //! [`load`] is all or nothing: a [`Config`] has passed every check, so what comes
 //! after need not doubt it. Knows nothing of tokio, sockets or the running gateway.
 
+pub mod auth;
+pub mod cache;
 mod check;
 mod diagnostic;
 pub mod document;
@@ -20,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use check::{UNROUTED, Url, is_same_listener, parse_date, parse_name, parse_url, prefix_segments, read_ca};
+pub use check::{UNROUTED, Url, is_same_listener, open_routes, parse_date, parse_jwks, parse_name, parse_url, prefix_segments, read_ca};
 pub use diagnostic::{Diagnostic, Report, Severity};
 pub use file::{FileConfig, RouteConfig, Stage};
 pub use source::GLOB;

@@ -246,6 +246,8 @@ pub enum Per {
     Header(String),
     /// A cookie's value.
     Cookie(String),
+    /// A claim of the route's verified token.
+    Claim(String),
     /// The route.
     Route,
 }
@@ -256,6 +258,7 @@ impl fmt::Display for Per {
             Self::Ip => f.write_str("ip"),
             Self::Header(name) => write!(f, "header:{name}"),
             Self::Cookie(name) => write!(f, "cookie:{name}"),
+            Self::Claim(name) => write!(f, "claim:{name}"),
             Self::Route => f.write_str("route"),
         }
     }
@@ -267,11 +270,17 @@ impl std::str::FromStr for Per {
         match text.split_once(':') {
             Some(("header", name)) if is_token(name) => Ok(Self::Header(name.to_ascii_lowercase())),
             Some(("cookie", name)) if is_token(name) => Ok(Self::Cookie(name.to_owned())),
+            Some(("claim", name)) if is_claim(name) => Ok(Self::Claim(name.to_owned())),
             None if text == "ip" => Ok(Self::Ip),
             None if text == "route" => Ok(Self::Route),
-            _ => Err(format!("unknown kind of count: `{text}`; known: `ip`, `header:NAME`, `cookie:NAME`, `route`")),
+            _ => Err(format!("unknown kind of count: `{text}`; known: `ip`, `claim:NAME`, `header:NAME`, `cookie:NAME`, `route`")),
         }
     }
+}
+
+/// A name that a quoted text can carry.
+fn is_claim(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"\\".contains(&byte))
 }
 
 impl<'de> Deserialize<'de> for Per {
@@ -294,6 +303,6 @@ impl JsonSchema for Per {
         "Per".into()
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "pattern": r"^(ip|route|header:.+|cookie:.+)$|\$\{"})
+        json_schema!({"type": "string", "pattern": r"^(ip|route|claim:.+|header:.+|cookie:.+)$|\$\{"})
     }
 }

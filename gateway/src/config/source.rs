@@ -361,6 +361,16 @@ impl Sources {
         self.read.is_empty()
     }
 
+    /// A path that the file names, relative to it.
+    pub(super) fn beside(&self, path: &str) -> std::path::PathBuf {
+        self.report.files.first().and_then(|main| main.parent()).unwrap_or(Path::new("")).join(path)
+    }
+
+    /// Whether the file says anything there.
+    pub(super) fn has(&self, at: &At) -> bool {
+        self.read.get(at.source).is_some_and(|source| source.place(at).steps.len() == at.path.len())
+    }
+
     /// Something that makes the file be refused.
     pub(super) fn error(&mut self, at: &At, message: String, help: &str) {
         let place = self.read[at.source].place(at);

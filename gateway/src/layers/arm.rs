@@ -62,7 +62,12 @@ fn pick(request: &mut Request) -> Result<Option<HeaderValue>, Error> {
     match (route.stage, &route.cohort) {
         (Stage::Legacy, _) => context.decide(Arm::Legacy, Why::Stage, route.baseline),
         (Stage::Canary, Some(values)) => {
-            let decision = values.cohort.decide(http.headers(), context.client.get(), || context.worker.random());
+            let decision = values.cohort.decide(
+                http.headers(),
+                context.claims.get().map(|claims| &**claims),
+                context.client.get(),
+                || context.worker.random(),
+            );
             let (arm, upstream) =
                 if decision.service { (Arm::Service, service()?) } else { (Arm::Legacy, route.baseline) };
             context.bucket.set(decision.bucket);

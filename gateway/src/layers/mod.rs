@@ -5,7 +5,9 @@
 
 pub mod admit;
 pub mod arm;
+pub mod auth;
 pub mod breaker;
+pub mod cors;
 pub mod deadline;
 pub mod edit;
 pub mod fallback;

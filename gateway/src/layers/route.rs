@@ -73,8 +73,11 @@ fn find(request: &Request) -> Option<Result<Response, Error>> {
         Some(literal) => snapshot.table.find_either(&Head { key: literal, ..head }, &head),
     };
     if !guards.is_empty() {
-        // What `defaults` say holds wherever it falls.
-        let own = |rule: &usize| snapshot.routes[*rule].rate_limit.as_ref().is_some_and(|limit| limit.own);
+        // What `defaults` say of limits holds wherever it falls. A door is met again, also where the other route has none.
+        let own = |rule: &usize| {
+            let route = &snapshot.routes[*rule];
+            route.rate_limit.as_ref().is_some_and(|limit| limit.own) || route.auth.is_some()
+        };
         context.guards.borrow_mut().extend(guards.iter().map(|entry| entry.rule()).filter(own));
     }
     let index = match found {

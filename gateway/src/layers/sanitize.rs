@@ -16,7 +16,7 @@ use crate::{
     body::ResponseBody,
     context::{Context, Request, Response},
     error::{Error, Kind},
-    fields::{self, Voice},
+    fields::{self, ClaimFields, Voice},
     http1::head::{self, MAX_FIELDS},
     routing::path,
     upstream::upload::RequestBody,
@@ -71,7 +71,9 @@ fn sanitize(request: &mut Request) -> Result<Option<Response>, Kind> {
     }
     let snapshot = context.snapshot();
     let trusted = !snapshot.trusted_proxies.is_empty() && snapshot.trusts(context.connection.peer);
-    let seen = look(http.headers(), trusted, context);
+    let seen = look(http.headers(), trusted, context, &snapshot.claim_fields);
+    context.authorized.set(seen.authorized);
+    context.cookies.set(seen.cookies > 0);
     if http.version() == Version::HTTP_2 {
         hold_to_http1(http, &seen, snapshot.clients.max_uri)?;
     }
@@ -232,13 +234,14 @@ struct Seen {
     trailers: bool,
     baggage: bool,
     cookies: usize,
+    authorized: bool,
     id: Option<HeaderValue>,
     max_forwards: Option<HeaderValue>,
     looped: bool,
 }
 
 /// Looks at every field once.
-fn look(headers: &HeaderMap, trusted: bool, context: &Context) -> Seen {
+fn look(headers: &HeaderMap, trusted: bool, context: &Context, claims: &ClaimFields) -> Seen {
     let mut seen = Seen::default();
     for (name, value) in headers {
         let text = name.as_str();
@@ -270,6 +273,7 @@ fn look(headers: &HeaderMap, trusted: bool, context: &Context) -> Seen {
             // RFC 9110 §10.1.1: an old client cannot wait for an answer to it.
             6 if *name == header::EXPECT && context.version == Version::HTTP_10 => seen.doomed.push(name.clone()),
             7 if *name == fields::BAGGAGE => seen.baggage = true,
+            13 if *name == header::AUTHORIZATION => seen.authorized = true,
             14 if *name == header::CONTENT_LENGTH => {
                 seen.lengths += 1;
                 seen.length = Some(value.clone());
@@ -280,6 +284,7 @@ fn look(headers: &HeaderMap, trusted: bool, context: &Context) -> Seen {
                     seen.id = Some(value.clone());
                 }
             }
+            _ if claims.have(text) => seen.doomed.push(name.clone()),
             _ => match fields::voice(text) {
                 Some(voice) if voice == Voice::Gateway || !trusted => seen.doomed.push(name.clone()),
                 None if fields::is_method_override(text) => context.overridden.set(true),

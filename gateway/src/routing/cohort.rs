@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName};
 use twox_hash::XxHash3_64;
 
 use super::{key::cookies, predicate::has_header};
+use crate::claims::Claims;
 
 /// How many buckets there are: a share has steps of 0.01 %.
 pub const BUCKETS: u16 = 10_000;
@@ -22,6 +23,8 @@ pub enum KeySource {
     Cookie(Box<str>),
     /// A field.
     Header(HeaderName),
+    /// A claim of a verified token.
+    Claim(Box<str>),
     /// The client's address, IPv6 by /64.
     Ip,
     /// The gateway's own cookie.
@@ -35,12 +38,15 @@ pub struct Traits {
     pub headers: Vec<(HeaderName, Box<[u8]>)>,
     /// Cookies with exactly this value.
     pub cookies: Vec<(Box<str>, Box<str>)>,
+    /// Claims with exactly this value, or with it in their list.
+    pub claims: Vec<(Box<str>, Box<str>)>,
 }
 
 impl Traits {
-    fn hold(&self, headers: &HeaderMap) -> bool {
+    fn hold(&self, headers: &HeaderMap, claims: Option<&Claims>) -> bool {
         self.headers.iter().all(|(name, value)| has_header(headers, name, value))
             && self.cookies.iter().all(|(name, value)| cookies(headers, name).any(|found| found == value.as_bytes()))
+            && self.claims.iter().all(|(name, value)| claims.is_some_and(|claims| claims.says(name, value)))
     }
 }
 
@@ -75,6 +81,8 @@ pub enum Why {
     Cookie,
     /// A field's bucket.
     Header,
+    /// A claim's bucket.
+    Claim,
     /// The address's bucket.
     Ip,
     /// The gateway's cookie's bucket.
@@ -92,6 +100,7 @@ impl Why {
             Self::Always => "always",
             Self::Cookie => "cookie",
             Self::Header => "header",
+            Self::Claim => "claim",
             Self::Ip => "ip",
             Self::Sticky => "sticky",
             Self::NoKey => "no_key",
@@ -155,13 +164,19 @@ impl Cohort {
         u16::try_from(hash % u64::from(BUCKETS)).unwrap_or(0)
     }
 
-    /// Decides for one request. `random` is asked only when a new session begins.
-    pub fn decide(&self, headers: &HeaderMap, client: IpAddr, random: impl FnOnce() -> u64) -> Decision {
+    /// Decides for one request. `claims` are those of a verified token; `random` is asked only when a new session begins.
+    pub fn decide(
+        &self,
+        headers: &HeaderMap,
+        claims: Option<&Claims>,
+        client: IpAddr,
+        random: impl FnOnce() -> u64,
+    ) -> Decision {
         let fixed = |service, why| Decision { service, bucket: None, share: self.share, why, begin: None };
-        if self.never.iter().any(|traits| traits.hold(headers)) {
+        if self.never.iter().any(|traits| traits.hold(headers, claims)) {
             return fixed(false, Why::Never);
         }
-        if self.always.iter().any(|traits| traits.hold(headers)) {
+        if self.always.iter().any(|traits| traits.hold(headers, claims)) {
             return fixed(true, Why::Always);
         }
         let decided = |key: &[u8], share: u16, why| {
@@ -178,6 +193,11 @@ impl Cohort {
                 KeySource::Header(name) => {
                     if let Some(value) = headers.get(name).filter(|value| !value.is_empty()) {
                         return decided(value.as_bytes(), self.share, Why::Header);
+                    }
+                }
+                KeySource::Claim(name) => {
+                    if let Some(text) = claims.and_then(|claims| claims.text(name)) {
+                        return decided(text.as_bytes(), self.share, Why::Claim);
                     }
                 }
                 KeySource::Ip => {
@@ -220,7 +240,7 @@ mod tests {
     }
 
     fn decide(cohort: &Cohort, pairs: &[(&'static str, &str)]) -> Decision {
-        cohort.decide(&headers(pairs), CLIENT, || 7)
+        cohort.decide(&headers(pairs), None, CLIENT, || 7)
     }
 
     /// Every gateway, of every version, must agree. If this fails, everybody changes cohort.
@@ -281,7 +301,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("cookie", HeaderValue::from_bytes("city=Köln; session=x".as_bytes()).unwrap());
         let cohort = Cohort::new("g", 10_000, vec![KeySource::Cookie("session".into()), KeySource::Sticky]);
-        assert_eq!(cohort.decide(&headers, CLIENT, || 0).why, Why::Cookie);
+        assert_eq!(cohort.decide(&headers, None, CLIENT, || 0).why, Why::Cookie);
     }
 
     #[test]
@@ -297,7 +317,7 @@ mod tests {
     fn raising_the_share_moves_only_new_sessions() {
         let mut cohort = Cohort::new("g", 1000, vec![KeySource::Sticky]);
         let fresh: Vec<Decision> = (0..1000_u64)
-            .map(|n| cohort.decide(&HeaderMap::new(), CLIENT, || n.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+            .map(|n| cohort.decide(&HeaderMap::new(), None, CLIENT, || n.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
             .collect();
         let again = |cohort: &Cohort, first: &Decision| {
             let cookie = format!("{}={}", cohort.cookie, first.begin.unwrap().value());
@@ -312,7 +332,7 @@ mod tests {
         }
         cohort.share = 0;
         assert!(fresh.iter().all(|first| !again(&cohort, first).service));
-        assert_eq!(cohort.decide(&HeaderMap::new(), CLIENT, || 1).begin, None);
+        assert_eq!(cohort.decide(&HeaderMap::new(), None, CLIENT, || 1).begin, None);
         let forged = format!("{}=zz.1", cohort.cookie);
         cohort.share = 10;
         assert!(decide(&cohort, &[("cookie", &forged)]).begin.is_some());

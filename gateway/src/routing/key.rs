@@ -14,6 +14,8 @@ pub enum Key {
     Header(HeaderName),
     /// The client's address, IPv6 by /64.
     Ip,
+    /// A claim of a verified token.
+    Claim(Box<str>),
 }
 
 /// A request's key.
@@ -32,6 +34,8 @@ impl Key {
             Self::Cookie(name) => cookies(headers, name).next(),
             Self::Header(name) => headers.get(name).map(HeaderValue::as_bytes),
             Self::Ip => return Some(Found::network(client)),
+            // Known to whoever has the claims.
+            Self::Claim(_) => None,
         };
         said.filter(|value| !value.is_empty()).map(Found::Said)
     }

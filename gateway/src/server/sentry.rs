@@ -1,4 +1,4 @@
-//! What watches over upstreams beside the workers: health checks and name lookups, as the snapshot that runs wants them.
+//! What watches over upstreams beside the workers: health checks, name lookups and keys, as the snapshot that runs wants them.
 //!
 //! A task lives as long as what it is about: an upstream that a reload leaves alone
 //! keeps its own, an endpoint that is gone takes its own along.
@@ -8,6 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::task::AbortHandle;
 
 use crate::{
+    auth::{Verifier, jwks},
     snapshot::Store,
     upstream::{
         Upstream,
@@ -34,6 +35,15 @@ impl Drop for Watched {
     }
 }
 
+/// A verifier's keeper.
+struct Keeper(Arc<Verifier>, AbortHandle);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.1.abort();
+    }
+}
+
 /// Watches for ever.
 pub(super) async fn watch(store: Arc<Store>) {
     let mut watched: Vec<Watched> = Vec::new();
@@ -41,8 +51,16 @@ pub(super) async fn watch(store: Arc<Store>) {
     // Servers without which nothing can be looked up: said once.
     let mut without: Option<Vec<SocketAddr>> = None;
     let mut generation = 0;
+    let mut keepers: Vec<Keeper> = Vec::new();
     loop {
         let snapshot = store.current();
+        keepers.retain(|Keeper(known, _)| snapshot.verifiers.iter().any(|used| Arc::ptr_eq(used, known)));
+        for verifier in &snapshot.verifiers {
+            if !keepers.iter().any(|Keeper(known, _)| Arc::ptr_eq(known, verifier)) {
+                let task = tokio::task::spawn_local(jwks::keep(verifier.clone())).abort_handle();
+                keepers.push(Keeper(verifier.clone(), task));
+            }
+        }
         if generation != snapshot.generation {
             (generation, without) = (snapshot.generation, None);
         }

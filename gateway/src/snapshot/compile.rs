@@ -2,15 +2,22 @@
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
-    ClientLimits, CohortValues, Drain, Edits, Fallback, Limits, Listeners, RateLimit, Registry, Retry, Rewrite, Route,
+    Auth, ClientLimits, CohortValues, Drain, Edits, Fallback, Keep, Limits, Listeners, RateLimit, Registry, Retry, Rewrite, Route,
     Snapshot,
 };
 use crate::{
+    auth::{
+        Verifier,
+        cors::{Cors, Origin, Origins},
+    },
+    cache::Cache,
     config::{
         Config, RouteConfig, Stage, UNROUTED,
+        auth::{AuthConfig, CorsConfig},
+        cache::RouteCacheConfig,
         file::{
             CanaryConfig, ClientsConfig, EditConfig, GoneConfig, HeadersConfig, KeySource, PredicateConfig,
             RewriteConfig, TimeoutConfig, Upgrade,
@@ -21,7 +28,7 @@ use crate::{
         upstream::Rate,
         values::{OrNone, Size},
     },
-    fields::{BAGGAGE_MEMBER, X_FORWARDED_PREFIX},
+    fields::{BAGGAGE_MEMBER, ClaimFields, X_FORWARDED_PREFIX},
     resilience::{gcra::Quota, learned::Learned},
     routing::{
         cohort::{self, Cohort, Traits},
@@ -47,6 +54,14 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
     let find = |name: &str| index.get(name).copied().ok_or_else(|| format!("unknown upstream: `{name}`"));
     let legacy = find("legacy")?;
     let defaults = &config.file.defaults;
+    let mut verifiers = HashMap::new();
+    for (name, verifier) in &config.file.auth {
+        let made = registry.verifier(name, verifier, folder).map_err(|why| format!("verifier `{name}`: {why}"))?;
+        verifiers.insert(name.as_str(), made);
+    }
+    let auth = |own: Option<&OrNone<AuthConfig>>| auth(own.or(defaults.auth.as_ref()), &verifiers);
+    let cors = |own: Option<&OrNone<CorsConfig>>| cors(own.or(defaults.cors.as_ref()));
+    let cache = |own: Option<&OrNone<RouteCacheConfig>>| keep(own.or(defaults.cache.as_ref()));
     let mut routes = Vec::with_capacity(config.routes.len() + 1);
     for route in &config.routes {
         let name = Config::route_name(route);
@@ -61,6 +76,9 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
             retry: retry(route.retry.as_ref().or(defaults.retry.as_ref())),
             replay_body: replay_body(route.replay_body.as_ref().or(defaults.replay_body.as_ref())),
             rate_limit: rate_limit(name, route.rate_limit.as_ref(), defaults.rate_limit.as_ref(), registry)?,
+            auth: auth(route.auth.as_ref())?,
+            cors: cors(route.cors.as_ref())?,
+            cache: cache(route.cache.as_ref()),
             ..bare(name, legacy, registry)
         };
         if matches!(route.stage, Stage::Canary | Stage::Migrated) {
@@ -88,17 +106,28 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
         retry: retry(defaults.retry.as_ref()),
         replay_body: replay_body(defaults.replay_body.as_ref()),
         rate_limit: rate_limit(UNROUTED, None, defaults.rate_limit.as_ref(), registry)?,
+        auth: auth(None)?,
+        cors: cors(None)?,
+        cache: cache(None),
         ..bare(UNROUTED, legacy, registry)
     };
     headers(&mut unrouted, defaults.headers.as_ref())?;
     routes.push(unrouted);
-    registry.keep_only(&upstreams, &routes);
+    let names = |route: &Route| route.auth.iter().flat_map(|auth| auth.forward.clone()).map(|(_, name)| name).collect::<Vec<_>>();
+    let claim_fields = ClaimFields::new(routes.iter().flat_map(names));
+    let cache = routes.iter().any(|route| route.cache.is_some()).then(|| registry.cache(&config.file.cache));
+    let verifiers: Vec<_> = verifiers.into_values().collect();
+    registry.keep_only(&upstreams, &verifiers, cache.as_ref(), &routes);
     Ok(Snapshot {
         generation,
         hash: config.hash,
         loaded: jiff::Timestamp::now(),
         table: Table::new(config.rules.clone()),
         addresses: Addresses::new(upstreams.iter().map(|upstream| &**upstream)),
+        cors: routes.iter().any(|route| route.cors.is_some()),
+        claim_fields,
+        cache,
+        verifiers,
         routes,
         upstreams,
         paths: config.paths,
@@ -138,6 +167,9 @@ fn bare(name: &str, legacy: usize, registry: &mut Registry) -> Route {
         fallback: None,
         replay_body: replay_body(None),
         rate_limit: None,
+        auth: None,
+        cors: None,
+        cache: None,
         rewrite: None,
         edit_request: Edits::default(),
         edit_response: Edits::default(),
@@ -217,6 +249,7 @@ fn rate_limit(
         Per::Ip => Some(Key::Ip),
         Per::Header(header) => Some(Key::Header(name(header)?)),
         Per::Cookie(cookie) => Some(Key::Cookie(cookie.as_str().into())),
+        Per::Claim(claim) => Some(Key::Claim(claim.as_str().into())),
         Per::Route => None,
     };
     let label = format!("\"{}\"", config.per);
@@ -234,6 +267,56 @@ fn rate_limit(
         limiter: registry.limiter(route, &config.per, quota),
         per,
     }))
+}
+
+fn auth(
+    config: Option<&OrNone<AuthConfig>>,
+    verifiers: &HashMap<&str, Arc<Verifier>>,
+) -> Result<Option<Auth>, String> {
+    let Some(config) = config.and_then(OrNone::as_option) else { return Ok(None) };
+    let verifier = verifiers.get(config.jwt.as_str());
+    let forward = config.forward.iter().map(|(claim, field)| Ok((claim.as_str().into(), name(field)?)));
+    Ok(Some(Auth {
+        verifier: verifier.ok_or_else(|| format!("unknown verifier: `{}`", config.jwt))?.clone(),
+        scopes: config.scopes.iter().map(|scope| scope.as_str().into()).collect(),
+        forward: forward.collect::<Result<_, String>>()?,
+        forward_token: config.forward_token,
+    }))
+}
+
+fn cors(config: Option<&OrNone<CorsConfig>>) -> Result<Option<Cors>, String> {
+    let Some(config) = config.and_then(OrNone::as_option) else { return Ok(None) };
+    let any = |list: &[String]| list.iter().any(|item| item == "*");
+    let origin = |text: &String| Origin::parse(text).ok_or_else(|| format!("not an origin: `{text}`"));
+    let methods: Vec<Method> = config.methods.iter().filter_map(|method| method.parse().ok()).collect();
+    let simple = ["GET", "HEAD", "POST"].map(str::to_owned);
+    let told: Vec<_> = simple.iter().chain(config.methods.iter().filter(|method| !simple.contains(method))).cloned().collect();
+    Ok(Some(Cors {
+        origins: if any(&config.origins) {
+            Origins::Any
+        } else {
+            Origins::Some(config.origins.iter().map(origin).collect::<Result<_, _>>()?)
+        },
+        methods: if any(&config.methods) || config.methods.is_empty() { None } else { Some((methods, value(&told.join(", "))?)) },
+        headers: if any(&config.headers) {
+            None
+        } else {
+            let names = config.headers.iter().map(|field| name(field)).collect::<Result<_, _>>()?;
+            Some((names, value(&config.headers.join(", "))?))
+        },
+        expose: (!config.expose.is_empty()).then(|| value(&config.expose.join(", "))).transpose()?,
+        credentials: config.credentials,
+        max_age: HeaderValue::from(config.max_age.0.as_secs()),
+    }))
+}
+
+fn keep(config: Option<&OrNone<RouteCacheConfig>>) -> Option<Keep> {
+    config.and_then(OrNone::as_option).map(|config| Keep {
+        ttl: config.default_ttl.0,
+        while_revalidate: config.stale_while_revalidate.0,
+        if_error: config.stale_if_error.0,
+        collapse: config.collapse.0,
+    })
 }
 
 fn websocket(config: Option<&OrNone<Vec<Upgrade>>>) -> bool {
@@ -283,13 +366,16 @@ fn rewrite(config: &RewriteConfig, paths: PathPolicy) -> Result<Rewrite, String>
 
 fn cohort(config: &CanaryConfig, route: &RouteConfig) -> Result<CohortValues, String> {
     let group = config.group.as_deref().unwrap_or(Config::route_name(route));
-    let by = config
-        .by
+    // The check sees to it that there is a token to take it from.
+    let default = [KeySource::Claim("sub".to_owned())];
+    let by = if config.by.is_empty() { &default[..] } else { &config.by };
+    let by = by
         .iter()
         .map(|source| {
             Ok(match source {
                 KeySource::Cookie(name) => cohort::KeySource::Cookie(name.as_str().into()),
                 KeySource::Header(key) => cohort::KeySource::Header(name(key)?),
+                KeySource::Claim(claim) => cohort::KeySource::Claim(claim.as_str().into()),
                 KeySource::Ip => cohort::KeySource::Ip,
                 KeySource::Sticky => cohort::KeySource::Sticky,
             })
@@ -315,6 +401,7 @@ fn traits(config: &PredicateConfig) -> Result<Traits, String> {
             .map(|(key, text)| Ok((name(key)?, text.as_bytes().into())))
             .collect::<Result<_, String>>()?,
         cookies: config.cookie.iter().map(|(key, text)| (key.as_str().into(), text.as_str().into())).collect(),
+        claims: config.claim.iter().map(|(key, text)| (key.as_str().into(), text.as_str().into())).collect(),
     })
 }
 
@@ -336,7 +423,15 @@ fn gone(config: &GoneConfig) -> Result<HeaderMap, String> {
 
 impl Registry {
     /// Forgets what nothing uses any more.
-    fn keep_only(&mut self, upstreams: &[Arc<crate::upstream::Upstream>], routes: &[Route]) {
+    fn keep_only(
+        &mut self,
+        upstreams: &[Arc<crate::upstream::Upstream>],
+        verifiers: &[Arc<Verifier>],
+        cache: Option<&Arc<Cache>>,
+        routes: &[Route],
+    ) {
+        self.keep_verifiers(verifiers);
+        self.keep_cache(cache);
         self.retain(
             |upstream| upstreams.iter().any(|kept| Arc::ptr_eq(kept, upstream)),
             &routes.iter().map(|route| &*route.name).collect(),

@@ -260,10 +260,22 @@ impl Probe {
         let (key, method) = (&read.key, &self.method);
         let head = Head { host: &self.host, key, method, headers: &self.headers, query: &self.query };
         match snapshot.table.find(&head).found {
-            Found::Rule(index) => target(&snapshot.routes[index], snapshot),
-            Found::Nothing => target(&snapshot.routes[snapshot.unrouted()], snapshot),
+            Found::Rule(index) => guarded(&snapshot.routes[index], snapshot),
+            Found::Nothing => guarded(&snapshot.routes[snapshot.unrouted()], snapshot),
             Found::Refused(index) => format!("405 by route `{}`", snapshot.routes[index].name),
         }
+    }
+}
+
+/// Whoever needs a token now, or none any more, is somebody else.
+fn guarded(route: &Route, snapshot: &Snapshot) -> String {
+    let target = target(route, snapshot);
+    match &route.auth {
+        Some(auth) if route.stage != Stage::Gone => {
+            let scopes = if auth.scopes.is_empty() { String::new() } else { format!(" for {}", auth.scopes.join(" ")) };
+            format!("{target}, with a token of `{}`{scopes}", auth.verifier.name)
+        }
+        _ => target,
     }
 }
 
@@ -302,13 +314,15 @@ fn cohort(cohort: &Cohort) -> String {
 fn describe(traits: &Traits) -> String {
     let headers = traits.headers.iter().map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value)));
     let cookies = traits.cookies.iter().map(|(name, value)| format!("cookie {name}={value}"));
-    headers.chain(cookies).collect::<Vec<_>>().join(" and ")
+    let claims = traits.claims.iter().map(|(name, value)| format!("claim {name}={value}"));
+    headers.chain(cookies).chain(claims).collect::<Vec<_>>().join(" and ")
 }
 
 fn source(source: &KeySource) -> String {
     match source {
         KeySource::Cookie(name) => format!("cookie:{name}"),
         KeySource::Header(name) => format!("header:{name}"),
+        KeySource::Claim(name) => format!("claim:{name}"),
         KeySource::Ip => "ip".to_owned(),
         KeySource::Sticky => "sticky".to_owned(),
     }

@@ -7,6 +7,8 @@ use serde::Serialize;
 
 use super::{Route, Snapshot};
 use crate::{
+    auth::cors,
+    claims::Claims,
     config::{
         Stage,
         file::HostRewrite,
@@ -17,7 +19,7 @@ use crate::{
         cohort::Why,
         path,
         predicate::{Failed, Head},
-        table::Outcome,
+        table::{Found, Outcome},
     },
 };
 
@@ -81,9 +83,16 @@ pub struct Tried {
     pub outcome: String,
 }
 
-/// Explains a request. `client` is the address that it comes from.
-pub fn explain(snapshot: &Snapshot, method: &Method, url: &Uri, mut headers: HeaderMap, client: IpAddr) -> Explanation {
-    forward(&mut headers, url, client, snapshot.trusts(client));
+/// Explains a request. `client` is the address that it comes from, `claims` what its token would say once it is verified.
+pub fn explain(
+    snapshot: &Snapshot,
+    method: &Method,
+    url: &Uri,
+    mut headers: HeaderMap,
+    claims: &Claims,
+    client: IpAddr,
+) -> Explanation {
+    forward(&mut headers, url, client, snapshot);
     let mut told = Explanation {
         method: method.to_string(),
         url: url.to_string(),
@@ -151,7 +160,14 @@ pub fn explain(snapshot: &Snapshot, method: &Method, url: &Uri, mut headers: Hea
         "the route is gone".clone_into(&mut told.why);
         return told;
     }
-    let upstream = pick(route, &headers, client, &mut told);
+    if let Some(asked) = cors::preflight(method, &headers) {
+        if let Some(answer) = preflight(snapshot, &head, &asked) {
+            (told.status, told.reason) = answer;
+            "a preflight is answered by the `cors:` of the route that it asks about".clone_into(&mut told.why);
+            return told;
+        }
+    }
+    let upstream = pick(route, &headers, claims, client, &mut told);
     if decided.is_none() {
         "no route claims it".clone_into(&mut told.why);
     }
@@ -173,13 +189,14 @@ pub fn explain(snapshot: &Snapshot, method: &Method, url: &Uri, mut headers: Hea
 }
 
 /// The fields as rules see them: what the client may not say is gone, what the gateway says in its place is there.
-fn forward(headers: &mut HeaderMap, url: &Uri, client: IpAddr, trusted: bool) {
+fn forward(headers: &mut HeaderMap, url: &Uri, client: IpAddr, snapshot: &Snapshot) {
+    let trusted = snapshot.trusts(client);
     let stripped: Vec<_> = headers
         .keys()
         .filter(|name| match fields::voice(name.as_str()) {
             Some(Voice::Gateway) => true,
             Some(Voice::Proxy) => !trusted,
-            None => false,
+            None => snapshot.claim_fields.have(name.as_str()),
         })
         .cloned()
         .collect();
@@ -199,13 +216,31 @@ fn forward(headers: &mut HeaderMap, url: &Uri, client: IpAddr, trusted: bool) {
     }
 }
 
+/// The answer to a preflight, where the route of the request that it asks about has a policy.
+fn preflight(snapshot: &Snapshot, head: &Head<'_>, asked: &Method) -> Option<(Option<u16>, Option<String>)> {
+    let index = match snapshot.table.find(&Head { method: asked, ..*head }).found {
+        Found::Rule(index) | Found::Refused(index) => index,
+        Found::Nothing => snapshot.unrouted(),
+    };
+    Some(match snapshot.routes[index].cors.as_ref()?.answer(asked, head.headers) {
+        Ok(_) => (Some(204), None),
+        Err(why) => (Some(403), Some(why.to_owned())),
+    })
+}
+
 /// Who answers, as the arm layer picks it; nobody yet for a session that has still to begin.
-fn pick(route: &Route, headers: &HeaderMap, client: IpAddr, told: &mut Explanation) -> Option<usize> {
+fn pick(
+    route: &Route,
+    headers: &HeaderMap,
+    claims: &Claims,
+    client: IpAddr,
+    told: &mut Explanation,
+) -> Option<usize> {
     let service = route.service.unwrap_or(route.baseline);
     let (upstream, arm) = match (&route.cohort, route.stage) {
         (Some(values), Stage::Canary) => {
             // A new session's bucket is drawn when it begins; offline there is only "new".
-            let decision = values.cohort.decide(headers, client, || 0);
+            let decision = values.cohort.decide(headers, route.auth.as_ref().map(|_| claims), client, || 0);
             let share = Share(decision.share);
             let group = &values.cohort.group;
             told.why = match (decision.why, decision.bucket) {
@@ -272,6 +307,25 @@ fn policies(route: &Route) -> Vec<String> {
         all.push(format!("fallback: when {}", when.join(", ")));
     } else if route.stage.uses_service() {
         all.push("fallback: none".to_owned());
+    }
+    if let Some(auth) = &route.auth {
+        let scopes = if auth.scopes.is_empty() { String::new() } else { format!(", scopes {}", auth.scopes.join(" ")) };
+        let forward: Vec<String> = auth.forward.iter().map(|(claim, name)| format!("{claim} in {name}")).collect();
+        let told = if forward.is_empty() { String::new() } else { format!(", tells upstreams {}", forward.join(", ")) };
+        let token = if auth.forward_token { ", the token goes on" } else { "" };
+        all.push(format!("auth: jwt {}{scopes}{told}{token}", auth.verifier.name));
+    }
+    if let Some(keep) = &route.cache {
+        let span = |duration| Span(duration).to_string();
+        all.push(format!(
+            "cache: default_ttl {}, stale_while_revalidate {}, stale_if_error {}",
+            span(keep.ttl),
+            span(keep.while_revalidate),
+            span(keep.if_error)
+        ));
+    }
+    if route.cors.is_some() {
+        all.push("cors: preflights are answered here".to_owned());
     }
     if let Some(limit) = &route.rate_limit {
         all.push(format!("rate_limit: {}", limit.policy.to_str().unwrap_or_default()));

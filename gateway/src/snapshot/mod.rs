@@ -24,7 +24,10 @@ pub use self::{
     store::{Registry, Reloaded, Status, Store},
 };
 use crate::{
+    auth::{Verifier, cors::Cors},
+    cache::Cache,
     config::{Stage, file::HostRewrite, policy::FallbackOn},
+    fields::ClaimFields,
     resilience::{gcra::Limiter, learned::Learned},
     routing::{cohort::Cohort, key::Key, path::PathPolicy, table::Table},
     telemetry::metrics::RouteStats,
@@ -48,6 +51,14 @@ pub struct Snapshot {
     pub upstreams: Vec<Arc<Upstream>>,
     /// The addresses that clients must not see.
     pub addresses: Addresses,
+    /// The verifiers.
+    pub verifiers: Vec<Arc<Verifier>>,
+    /// The fields in which upstreams are told what tokens claim.
+    pub claim_fields: ClaimFields,
+    /// Whether any route says what pages of other origins may do.
+    pub cors: bool,
+    /// What is kept, where any route keeps something.
+    pub cache: Option<Arc<Cache>>,
     /// How paths are read.
     pub paths: PathPolicy,
     /// Whose forwarding headers are believed.
@@ -147,6 +158,12 @@ pub struct Route {
     pub replay_body: usize,
     /// How many requests are let through.
     pub rate_limit: Option<RateLimit>,
+    /// Who may ask.
+    pub auth: Option<Auth>,
+    /// What pages of other origins may do.
+    pub cors: Option<Cors>,
+    /// What is kept.
+    pub cache: Option<Keep>,
     /// How the service's requests differ.
     pub rewrite: Option<Rewrite>,
     /// Edits of the request's fields.
@@ -244,6 +261,32 @@ pub struct RateLimit {
     pub name: Box<str>,
     /// `RateLimit-Policy`.
     pub policy: HeaderValue,
+}
+
+/// Who may ask.
+#[derive(Debug)]
+pub struct Auth {
+    /// Whose tokens are taken.
+    pub verifier: Arc<Verifier>,
+    /// Scopes that a token must all have.
+    pub scopes: Vec<Box<str>>,
+    /// Claims, and the fields that carry them on.
+    pub forward: Vec<(Box<str>, HeaderName)>,
+    /// Whether the token goes on.
+    pub forward_token: bool,
+}
+
+/// What is kept of a route's answers, where they do not say it themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// How long one is fresh.
+    pub ttl: Duration,
+    /// For how long it may be served while a new one is fetched.
+    pub while_revalidate: Duration,
+    /// For how long it may be served where the upstream fails.
+    pub if_error: Duration,
+    /// How long a request waits for another that asks for the same.
+    pub collapse: Duration,
 }
 
 /// How a service's requests differ from the client's.

@@ -20,7 +20,9 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{Route, Snapshot, compile};
 use crate::{
-    config::{self, Report, UpstreamConfig, policy::Per},
+    auth::Verifier,
+    cache::Cache,
+    config::{self, Report, UpstreamConfig, auth::VerifierConfig, cache::CacheConfig, parse_jwks, policy::Per},
     resilience::{
         gcra::{Limiter, Quota, Table},
         learned::Learned,
@@ -45,6 +47,10 @@ pub struct Registry {
     used: Option<Arc<Table>>,
     /// Since when rate limits count their time.
     pub(super) begin: Instant,
+    /// The verifiers with what they are about, the text of their authorities too.
+    verifiers: HashMap<Arc<str>, (VerifierConfig, Option<Vec<u8>>, Arc<Verifier>)>,
+    /// What is kept, and where.
+    cache: Option<(CacheConfig, Arc<Cache>)>,
     /// Our own listeners: no upstream may resolve to them.
     own: Arc<ArcSwap<Vec<SocketAddr>>>,
 }
@@ -66,6 +72,8 @@ impl Registry {
             limiters: HashMap::new(),
             learned: HashMap::new(),
             used: None,
+            verifiers: HashMap::new(),
+            cache: None,
             begin: Instant::now(),
             own: Arc::default(),
         }
@@ -131,9 +139,60 @@ impl Registry {
         Ok(upstream)
     }
 
+    pub(super) fn verifier(
+        &mut self,
+        name: &str,
+        config: &VerifierConfig,
+        folder: &Path,
+    ) -> Result<Arc<Verifier>, String> {
+        let ca = config.ca.as_ref().map(|ca| std::fs::read(folder.join(ca))).transpose();
+        let ca = ca.map_err(|error| error.to_string())?;
+        if let Some((known, known_ca, verifier)) = self.verifiers.get(name)
+            && known == config
+            && *known_ca == ca
+        {
+            return Ok(verifier.clone());
+        }
+        let (workers, own) = (self.workers, self.own.clone());
+        let server = |url: &str| {
+            let (base, target) = parse_jwks(url)?;
+            let server = UpstreamConfig { url: Some(base), ca: config.ca.clone(), ..UpstreamConfig::default() };
+            let upstream = Upstream::new(&format!("jwks-{name}"), &server, folder, workers, None, own)?;
+            Ok((Arc::new(upstream), target.into()))
+        };
+        let verifier = Arc::new(Verifier::new(name, config, folder, server)?);
+        self.verifiers.insert(name.into(), (config.clone(), ca, verifier.clone()));
+        Ok(verifier)
+    }
+
+    pub(super) fn keep_verifiers(&mut self, used: &[Arc<Verifier>]) {
+        self.verifiers.retain(|_, (_, _, known)| used.iter().any(|used| Arc::ptr_eq(used, known)));
+    }
+
+    pub(super) fn cache(&mut self, config: &CacheConfig) -> Arc<Cache> {
+        match &self.cache {
+            Some((known, cache)) if known == config => cache.clone(),
+            _ => {
+                let cache = Arc::new(Cache::new(config, self.workers));
+                self.cache = Some((config.clone(), cache.clone()));
+                cache
+            }
+        }
+    }
+
+    pub(super) fn keep_cache(&mut self, used: Option<&Arc<Cache>>) {
+        if used.is_none() {
+            self.cache = None;
+        }
+    }
+
     /// Whether a `ca:` file has other content under the same name.
     fn certificates_changed(&self, config: &config::Config) -> bool {
-        config.upstreams.iter().any(|(name, upstream)| {
+        let verifiers = config.file.auth.iter().any(|(name, verifier)| {
+            let known = self.verifiers.get(name.as_str()).and_then(|(_, ca, _)| ca.clone());
+            verifier.ca.as_ref().is_some_and(|ca| std::fs::read(config.resolve(ca)).ok() != known)
+        });
+        verifiers || config.upstreams.iter().any(|(name, upstream)| {
             let known = self.upstreams.get(name.as_str());
             upstream
                 .ca

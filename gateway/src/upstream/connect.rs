@@ -134,7 +134,7 @@ impl Io {
 }
 
 /// Connects.
-pub(super) async fn connect(upstream: &Upstream, endpoint: &Endpoint) -> Result<Io, Error> {
+pub async fn connect(upstream: &Upstream, endpoint: &Endpoint) -> Result<Io, Error> {
     let fail = |kind, detail: &dyn fmt::Display| Error::upstream(kind, &upstream.name, false, detail);
     let limit = upstream.connections.connect_timeout;
     match tokio::time::timeout(limit, dial(upstream, endpoint)).await {

@@ -154,7 +154,7 @@ fn key(source: &KeySource) -> Option<Key> {
         KeySource::Header(name) => name.parse().ok().map(Key::Header),
         KeySource::Ip => Some(Key::Ip),
         // Refused by the check.
-        KeySource::Sticky => None,
+        KeySource::Sticky | KeySource::Claim(_) => None,
     }
 }
 

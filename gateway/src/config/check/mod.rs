@@ -3,6 +3,8 @@
 //! Every check goes on after an error, so that one report shows all of them. Here are the
 //! file's own keys; `upstreams`, `routes`, what they match and how they overlap have a file each.
 
+mod auth;
+mod cache;
 mod headers;
 mod matching;
 mod overlaps;
@@ -18,6 +20,7 @@ use std::{
 use ipnet::IpNet;
 
 pub use self::{
+    auth::{open_routes, parse_jwks},
     routes::{parse_date, prefix_segments},
     upstreams::{Url, is_same_listener, parse_name, parse_url, read_ca},
 };
@@ -42,6 +45,8 @@ pub(super) fn check(mut sources: Sources) -> Result<Config, Report> {
     let trusted_proxies = trusted_proxies(&mut sources);
     let resolver = resolver(&mut sources);
     client_limits(&mut sources);
+    auth::check_verifiers(&mut sources);
+    cache::check_cache(&mut sources);
     upstreams::check_upstreams(&mut sources, addresses.as_ref());
     let defaults = sources.file.defaults.clone();
     if let Some(OrNone::Some(headers)) = &defaults.headers {
@@ -59,8 +64,18 @@ pub(super) fn check(mut sources: Sources) -> Result<Config, Report> {
             timeout: defaults.timeout.as_ref(),
         },
     );
+    if let Some(OrNone::Some(auth)) = &defaults.auth {
+        auth::check_auth(&mut sources, &at.down("auth"), auth);
+    }
+    if let Some(OrNone::Some(cors)) = &defaults.cors {
+        auth::check_cors(&mut sources, &at.down("cors"), cors);
+    }
+    if let Some(OrNone::Some(cache)) = &defaults.cache {
+        cache::check_route_cache(&mut sources, &at.down("cache"), cache);
+    }
     let items = sources.routes.clone();
     let rules = routes::check_routes(&mut sources, &items, paths);
+    auth::check_claim_fields(&mut sources, &items);
     // A route that could not be read may be the one that uses it.
     if !sources.report.has_errors() {
         overlaps::unused_upstreams(&mut sources, &items);

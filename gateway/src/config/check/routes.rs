@@ -6,6 +6,8 @@ use http::{HeaderName, Uri};
 
 use super::{
     UNROUTED,
+    auth::{check_auth, check_claims, check_cors},
+    cache::check_route_cache,
     headers::check_headers,
     matching::{check_match, header_name, header_value, must_arrive},
     overlaps::{groups, ties_and_unreachable},
@@ -122,6 +124,16 @@ fn check_route(sources: &mut Sources, item: &Item<RouteConfig>, rule: Option<&Ru
             timeout: route.timeout.as_ref(),
         },
     );
+    if let Some(OrNone::Some(auth)) = &route.auth {
+        check_auth(sources, &at.down("auth"), auth);
+    }
+    if let Some(OrNone::Some(cors)) = &route.cors {
+        check_cors(sources, &at.down("cors"), cors);
+    }
+    if let Some(OrNone::Some(cache)) = &route.cache {
+        check_route_cache(sources, &at.down("cache"), cache);
+    }
+    check_claims(sources, item);
     let defaults = sources.file.defaults.clone();
     let fallback = route.fallback.as_ref().or(defaults.fallback.as_ref()).and_then(OrNone::as_option);
     let timeout = route.timeout.as_ref().or(defaults.timeout.as_ref()).and_then(OrNone::as_option);
@@ -193,13 +205,6 @@ fn check_canary(sources: &mut Sources, at: &At, route: &RouteConfig, canary: &Ca
         }
         Some(_) => {}
     }
-    if canary.by.is_empty() {
-        sources.error(
-            &at.down("by"),
-            "no cohort key".to_owned(),
-            "name where it comes from: `by: [sticky]`, `cookie:NAME`, `header:NAME` or `ip`",
-        );
-    }
     if canary.by == [KeySource::Ip] {
         sources.warn(
             &at.down("by"),
@@ -232,11 +237,11 @@ fn check_canary(sources: &mut Sources, at: &At, route: &RouteConfig, canary: &Ca
 }
 
 fn check_predicate(sources: &mut Sources, at: &At, predicate: &PredicateConfig) {
-    if predicate.header.is_empty() && predicate.cookie.is_empty() {
+    if predicate.header.is_empty() && predicate.cookie.is_empty() && predicate.claim.is_empty() {
         sources.error(
             at,
             "predicate that holds for every request".to_owned(),
-            "name a `header:` or a `cookie:` and its value",
+            "name a `header:`, a `cookie:` or a `claim:` and its value",
         );
     }
     for (name, value) in &predicate.header {

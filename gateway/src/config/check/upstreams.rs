@@ -181,7 +181,7 @@ fn check_upstream(sources: &mut Sources, at: &At, config: &UpstreamConfig, addre
         );
     }
     if let Some(ca) = &config.ca
-        && let Err(why) = read_ca(&sources.report.files[0].parent().unwrap_or(Path::new("")).join(ca))
+        && let Err(why) = read_ca(&sources.beside(ca))
     {
         sources.error(
             &at.down("ca"),

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::{
+    cache::fill::Reader,
     error::Error,
     upstream::{download::UpstreamBody, tunnel::Tunnel},
 };
@@ -21,6 +22,8 @@ pub enum ResponseBody {
     Full(Bytes),
     /// An upstream's.
     Upstream(Box<UpstreamBody>),
+    /// One that comes into the cache meanwhile.
+    Filling(Box<Reader>),
     /// None: the connection becomes a tunnel to the upstream after this head.
     Tunnel(Box<Tunnel>),
 }
@@ -37,6 +40,7 @@ impl Body for ResponseBody {
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
             Self::Upstream(body) => Pin::new(&mut **body).poll_frame(cx),
+            Self::Filling(body) => Pin::new(&mut **body).poll_frame(cx),
         }
     }
 
@@ -45,6 +49,7 @@ impl Body for ResponseBody {
             Self::Empty | Self::Tunnel(_) => true,
             Self::Full(bytes) => bytes.is_empty(),
             Self::Upstream(body) => body.is_end_stream(),
+            Self::Filling(body) => body.is_end_stream(),
         }
     }
 
@@ -53,6 +58,7 @@ impl Body for ResponseBody {
             Self::Empty | Self::Tunnel(_) => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Upstream(body) => body.size_hint(),
+            Self::Filling(body) => body.size_hint(),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use http::{HeaderValue, Method, Uri, Version};
+use http::{HeaderValue, Method, Uri, Version, uri::PathAndQuery};
 use slab::Slab;
 use tokio::time::Instant;
 
@@ -28,7 +28,7 @@ use crate::{
     snapshot::{Route, Snapshot, Store},
     telemetry::{
         access_log::{AccessLog, Line},
-        metrics::{ABORTED, Arm, FALLBACKS, class_of},
+        metrics::{ABORTED, Arm, FALLBACKS, SERVED, class_of},
     },
     timer::Timer,
     upstream::{
@@ -289,6 +289,30 @@ impl ClientConnection {
     }
 }
 
+/// What the cache did for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// It had the answer.
+    Hit,
+    /// It had an old one, which had to do.
+    Stale,
+    /// It had one that the upstream says is still good.
+    Revalidated,
+    /// Another request brought the answer.
+    Collapsed,
+    /// It had none.
+    Miss,
+    /// It was not asked.
+    Bypass,
+}
+
+impl Served {
+    /// The word in logs and metrics.
+    pub fn word(self) -> &'static str {
+        SERVED[self as usize]
+    }
+}
+
 /// What is known of one request.
 pub struct Exchange {
     /// The worker that serves it.
@@ -349,6 +373,10 @@ pub struct Exchange {
     pub authorized: Cell<bool>,
     /// Whether it brought cookies.
     pub cookies: Cell<bool>,
+    /// Path and query as they go on, where anything is kept.
+    pub target: OnceCell<PathAndQuery>,
+    /// What the cache did for it, where the route has one.
+    pub cache: Cell<Option<Served>>,
     /// Whether it counts as one of the requests in flight.
     pub admitted: Cell<bool>,
     /// The index of its route.
@@ -382,11 +410,26 @@ impl Exchange {
         inbound: Option<&Rc<Inbound>>,
         request: &http::Request<RequestBody>,
     ) -> Context {
+        let context = Rc::new(Self::new(worker, connection, inbound, request, worker.local()));
+        if !context.upload.is_empty() && request.headers().contains_key(http::header::EXPECT) {
+            context.upload.set_expects();
+        }
+        // The exchange is not over while its body still comes in, whatever was answered.
+        context.upload.hold(context.clone());
+        context
+    }
+
+    fn new(
+        worker: &Rc<Worker>,
+        connection: &Rc<ClientConnection>,
+        inbound: Option<&Rc<Inbound>>,
+        request: &http::Request<RequestBody>,
+        local: Rc<Local>,
+    ) -> Self {
         let now = Instant::now();
-        let local = worker.local();
         connection.in_flight.set(connection.in_flight.get() + 1);
         connection.active.set(now);
-        let context = Rc::new(Self {
+        Self {
             worker: worker.clone(),
             connection: connection.clone(),
             started: now,
@@ -415,6 +458,8 @@ impl Exchange {
             claims: OnceCell::new(),
             authorized: Cell::new(false),
             cookies: Cell::new(false),
+            target: OnceCell::new(),
+            cache: Cell::new(None),
             admitted: Cell::new(false),
             route: Cell::new(local.snapshot.unrouted()),
             arm: Cell::new(Arm::Gateway),
@@ -428,13 +473,31 @@ impl Exchange {
             failure: RefCell::new(None),
             counted: Cell::new(false),
             local,
-        });
-        if !context.upload.is_empty() && request.headers().contains_key(http::header::EXPECT) {
-            context.upload.set_expects();
         }
-        // The exchange is not over while its body still comes in, whatever was answered.
-        context.upload.hold(context.clone());
-        context
+    }
+
+    /// The same request once more, for the gateway's own sake: it goes where this one would have gone, and nobody waits for it.
+    pub fn again(&self, request: &http::Request<RequestBody>) -> Context {
+        let connection = ClientConnection::new(self.connection.peer, self.connection.peer_value.clone());
+        let mut this = Self::new(&self.worker, &Rc::new(connection), None, request, self.local.clone());
+        this.version = self.version;
+        this.host = self.host.clone();
+        this.asked = self.asked.clone();
+        this.request_id = self.request_id.clone();
+        this.key = self.key.clone();
+        this.literal = self.literal.clone();
+        this.claims = self.claims.clone();
+        this.target = self.target.clone();
+        this.client.set(self.client.get());
+        this.https.set(self.https.get());
+        this.route.set(self.route.get());
+        this.authorized.set(self.authorized.get());
+        this.cookies.set(self.cookies.get());
+        this.bucket.set(self.bucket.get());
+        if let Some(upstream) = self.upstream.get() {
+            this.decide(self.arm.get(), self.why.get(), upstream);
+        }
+        Rc::new(this)
     }
 
     /// What runs for this request.
@@ -468,6 +531,15 @@ impl Exchange {
         stats.begin(self.worker.index, arm);
         self.arm.set(arm);
         self.upstream.set(Some(upstream));
+    }
+
+    /// The gateway answers from what it keeps: no upstream's merit, and no upstream's fault.
+    pub fn answered_here(&self) {
+        let stats = &self.route().stats;
+        stats.end(self.worker.index, self.arm.get());
+        stats.begin(self.worker.index, Arm::Gateway);
+        self.arm.set(Arm::Gateway);
+        self.upstream.set(None);
     }
 
     /// Whether its client says by a key that it is the same as another with that key.
@@ -511,6 +583,9 @@ impl Exchange {
         }
         if self.admitted.get() {
             self.worker.store.process.requests.fetch_sub(1, Relaxed);
+        }
+        if let Some(served) = self.cache.get() {
+            route.stats.rare.cache[served as usize].fetch_add(1, Relaxed);
         }
         let failure = self.failure.borrow();
         if let Some((kind, _)) = &*failure {
@@ -556,6 +631,7 @@ impl Exchange {
                     .fallback
                     .get()
                     .map(|(service, reason)| (&*self.snapshot().upstreams[service].name, FALLBACKS[reason])),
+                cache: self.cache.get().map(Served::word),
                 limit: self.limit.get().map(TimeLimit::word),
                 error: failure.as_ref().map(|(kind, _)| kind.word()),
                 detail: failure.as_ref().map_or("", |(_, detail)| detail),

@@ -237,15 +237,11 @@ impl Kind {
                 "The gateway has as many requests as it may",
                 Some("proxy_internal_response"),
             ),
-            Self::Unauthorized => {
-                row(StatusCode::UNAUTHORIZED, "A valid token is needed", Some("http_request_denied"))
-            }
+            Self::Unauthorized => row(StatusCode::UNAUTHORIZED, "A valid token is needed", Some("http_request_denied")),
             Self::AmbiguousToken => {
                 row(StatusCode::BAD_REQUEST, "The request has several tokens", Some("http_request_denied"))
             }
-            Self::Forbidden => {
-                row(StatusCode::FORBIDDEN, "The token may not do this", Some("http_request_denied"))
-            }
+            Self::Forbidden => row(StatusCode::FORBIDDEN, "The token may not do this", Some("http_request_denied")),
             Self::NoKeys => row(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Tokens cannot be checked at the moment",
@@ -405,11 +401,9 @@ impl Error {
             Kind::Path(oddity) => oddity.to_string(),
             Kind::BadRequest(why) => why.to_owned(),
             // Nothing else is for the client: it may name addresses.
-            Kind::NotAllowed
-            | Kind::Unauthorized
-            | Kind::AmbiguousToken
-            | Kind::Forbidden
-            | Kind::OriginRefused => self.detail.clone(),
+            Kind::NotAllowed | Kind::Unauthorized | Kind::AmbiguousToken | Kind::Forbidden | Kind::OriginRefused => {
+                self.detail.clone()
+            }
             _ => String::new(),
         };
         let retry_after = self.retry_after();

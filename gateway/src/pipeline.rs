@@ -14,6 +14,7 @@ use crate::{
         arm::PickArm,
         auth::Authenticate,
         breaker::Break,
+        cache::Remember,
         cors::AllowOrigins,
         deadline::Deadline,
         edit::Edit,
@@ -57,6 +58,8 @@ pub fn pipeline()
         .layer(layer_fn(PickArm::new))
         // Whoever answers, the route's edits hold.
         .layer(layer_fn(Edit::new))
+        // What is kept is one arm's, and what the monolith says in the service's place is the monolith's.
+        .layer(layer_fn(Remember::new))
         // After the retries are spent or the breaker is open: the original request, to the monolith.
         .layer(layer_fn(Fallback::new))
         // Inside of the fallback, or the monolith would get the service's path.

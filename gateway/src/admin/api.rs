@@ -13,12 +13,13 @@ use serde_json::{Value, json};
 
 use super::{json, problem, text};
 use crate::{
+    cache::marks::Purge,
     claims::Claims,
     config::values::Share,
     resilience::{breaker::State, millis},
     server::Control,
     snapshot::{Reloaded, Route, Snapshot, explain},
-    telemetry::metrics::{self, Arm, FALLBACKS},
+    telemetry::metrics::{self, Arm, FALLBACKS, SERVED},
     upstream::{Upstream, endpoint::Endpoint},
 };
 
@@ -56,6 +57,12 @@ pub(super) fn status(control: &Control) -> Value {
         },
         "requests": process.requests.load(Relaxed),
         "upstreams": snapshot.upstreams.iter().map(|upstream| describe_upstream(upstream)).collect::<Vec<_>>(),
+        "cache": snapshot.cache.as_ref().map(|cache| {
+            let (resources, bytes) = cache.occupancy();
+            let redis = cache.shared.as_ref().map(|shared| if shared.is_up() { "up" } else { "down" });
+            json!({"resources": resources, "bytes": bytes, "redis": redis})
+        }),
+        "verifiers": snapshot.verifiers.iter().map(|verifier| json!({"name": *verifier.name, "keys": verifier.count()})).collect::<Vec<_>>(),
         "routes": routes(&snapshot),
     })
 }
@@ -147,6 +154,8 @@ fn describe(route: &Route, snapshot: &Snapshot) -> Value {
         "requests": arms,
         "retries": route.stats.rare.retries.load(Relaxed),
         "rate_limited": route.stats.rare.limited.load(Relaxed),
+        "auth": route.auth.as_ref().map(|auth| auth.verifier.name.to_string()),
+        "cache": route.cache.map(|_| SERVED.into_iter().zip(&route.stats.rare.cache).map(|(word, count)| (word.to_owned(), count.load(Relaxed).into())).collect::<serde_json::Map<String, Value>>()),
         "fallbacks": FALLBACKS.into_iter().zip(&route.stats.rare.fallbacks).map(|(reason, count)| (reason.to_owned(), count.load(Relaxed).into())).collect::<serde_json::Map<String, Value>>(),
     })
 }
@@ -183,6 +192,80 @@ struct Asked {
     #[serde(default)]
     claims: serde_json::Map<String, Value>,
     client: Option<IpAddr>,
+}
+
+/// What to forget: one of these.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToPurge {
+    url: Option<String>,
+    prefix: Option<String>,
+    route: Option<String>,
+    tag: Option<String>,
+    all: Option<bool>,
+}
+
+impl ToPurge {
+    fn read(self) -> Result<Purge, String> {
+        let Self { url, prefix, route, tag, all } = self;
+        // A host that is left out is every host.
+        let place = |text: &str| {
+            let uri: Uri = text.parse().ok().filter(|_| !text.is_empty())?;
+            let host = uri.authority().map(ToString::to_string).unwrap_or_default();
+            let target = uri.path_and_query().filter(|target| target.as_str().starts_with('/'))?;
+            Some((host.to_ascii_lowercase(), target.as_str().to_owned()))
+        };
+        let wrong = |text: &str| format!("not a URL: `{text}`; write `https://shop.example.com/path?query` or `/path`");
+        match (url, prefix, route, tag, all) {
+            (Some(url), None, None, None, None) => {
+                place(&url).map(|(host, target)| Purge::Url(host, target)).ok_or_else(|| wrong(&url))
+            }
+            (None, Some(prefix), None, None, None) => {
+                place(&prefix).map(|(host, target)| Purge::Prefix(host, target)).ok_or_else(|| wrong(&prefix))
+            }
+            (None, None, Some(route), None, None) => Ok(Purge::Route(route)),
+            (None, None, None, Some(tag), None) => Ok(Purge::Tag(tag)),
+            (None, None, None, None, Some(true)) => Ok(Purge::All),
+            _ => Err("say one thing to forget".to_owned()),
+        }
+    }
+}
+
+pub(super) async fn purge(snapshot: &Snapshot, body: &Bytes) -> Response<Bytes> {
+    let read = serde_json::from_slice(body).map_err(|error| error.to_string()).and_then(ToPurge::read);
+    let purge = match read {
+        Ok(purge) => purge,
+        Err(why) => {
+            let help = "send one of {\"url\": \"https://host/path?query\"}, {\"prefix\": \"https://host/path\"}, {\"route\": \"name\"}, {\"tag\": \"surrogate key\"}, {\"all\": true}";
+            return problem(StatusCode::BAD_REQUEST, &format!("{why}; {help}"));
+        }
+    };
+    if let Purge::Route(name) = &purge
+        && !snapshot.routes.iter().any(|route| *route.name == **name)
+    {
+        let name = name.escape_debug();
+        return problem(StatusCode::NOT_FOUND, &format!("no route is called `{name}`; `/api/routes` lists them"));
+    }
+    let Some(cache) = &snapshot.cache else {
+        return json(StatusCode::OK, &json!({"result": "purged", "resources": 0, "gateways": "this"}));
+    };
+    let (resources, told) = cache.purge(purge).await;
+    match told {
+        Some(false) => {
+            let told = json!({
+                "type": "about:blank",
+                "title": "Only this gateway has purged",
+                "status": 503,
+                "detail": "Redis does not answer; the others are told when it does. To know that they were, purge again",
+                "resources": resources,
+            });
+            crate::error::problem_response(StatusCode::SERVICE_UNAVAILABLE, &told)
+        }
+        told => {
+            let gateways = if told.is_some() { "all" } else { "this" };
+            json(StatusCode::OK, &json!({"result": "purged", "resources": resources, "gateways": gateways}))
+        }
+    }
 }
 
 fn get() -> String {

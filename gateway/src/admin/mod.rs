@@ -121,7 +121,7 @@ impl Admin {
         let path = parts.uri.path();
         let allowed = match path {
             "/" | "/healthz" | "/readyz" | "/metrics" | "/api/status" | "/api/routes" => "GET, HEAD",
-            "/api/reload" | "/api/explain" => "POST",
+            "/api/reload" | "/api/explain" | "/api/cache/purge" => "POST",
             _ if path.starts_with("/api/routes/") => "GET, HEAD",
             _ => return problem(StatusCode::NOT_FOUND, "no such call; `/` lists them"),
         };
@@ -138,6 +138,7 @@ impl Admin {
             "/api/status" => json(StatusCode::OK, &api::status(&self.control)),
             "/api/routes" => json(StatusCode::OK, &api::routes(&self.control.store.current())),
             "/api/reload" => api::reload(&self.control).await,
+            "/api/cache/purge" => api::purge(&self.control.store.current(), body).await,
             "/api/explain" => api::explain(&self.control.store.current(), body),
             _ => api::route(&self.control.store.current(), path.strip_prefix("/api/routes/").unwrap_or_default()),
         }
@@ -162,6 +163,7 @@ GET  /metrics            Prometheus metrics
 GET  /api/status         what runs
 GET  /api/routes[/NAME]  the routes, with their counts
 POST /api/explain        {\"method\", \"url\", \"headers\"}: what would happen to a request
+POST /api/cache/purge    {\"url\"}, {\"prefix\"}, {\"route\"}, {\"tag\"} or {\"all\": true}: forget answers
 POST /api/reload         read the file again
 
 A POST needs the field `X-Gateway-Admin: 1`, or the token.

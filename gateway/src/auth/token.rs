@@ -113,7 +113,10 @@ mod tests {
     fn a_token_has_three_parts_and_says_nothing_twice() {
         let good = token(r#"{"alg":"RS256","kid":"1","typ":"JWT","jku":"https://evil.example/"}"#, r#"{"sub":"a"}"#);
         let parsed = Token::parse(good.as_bytes()).unwrap();
-        assert_eq!((&*parsed.algorithm, parsed.key.as_deref(), parsed.kind.as_deref()), ("RS256", Some("1"), Some("JWT")));
+        assert_eq!(
+            (&*parsed.algorithm, parsed.key.as_deref(), parsed.kind.as_deref()),
+            ("RS256", Some("1"), Some("JWT"))
+        );
         assert_eq!((parsed.claims.len(), parsed.signature.as_slice()), (1, &b"sig"[..]));
         assert_eq!(parsed.message, good.rsplit_once('.').unwrap().0.as_bytes());
         for (wrong, why) in [

@@ -1,5 +1,286 @@
-//! stub
+//! What is kept of upstreams' answers (RFC 9111), in memory, and in a Redis that gateways share.
+//!
+//! All workers share one [`Cache`]. What lies in it is used only through [`Cache::get`], which knows what was
+//! invalidated; what comes in, only through [`Cache::put`], which knows what was invalidated while it was on its way. The rules
+//! themselves are pure and lie in `policy`, `directives`, `vary` and `range`.
+
 pub mod directives;
-#[derive(Debug)]
-pub struct Cache;
-impl Cache { pub fn new(_: &crate::config::cache::CacheConfig, _: usize) -> Self { Self } }
+pub mod fill;
+pub mod flight;
+pub mod key;
+pub mod marks;
+pub mod policy;
+pub mod range;
+pub mod shared;
+pub mod stored;
+pub mod vary;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter, sync};
+
+use self::{
+    flight::Flight,
+    marks::{Marks, Position, Purge},
+    shared::Shared,
+    stored::{Resource, Stored},
+};
+use crate::config::cache::CacheConfig;
+
+/// Flights are kept in so many tables.
+const SHARDS: usize = 16;
+/// Resources that are known not to be kept.
+const PASSING: usize = 64 * 1024;
+/// For how long that is believed, in milliseconds.
+const PASS: u64 = 60_000;
+/// Memory for answers on their way, as a share of the whole.
+const FILLING: u64 = 4;
+
+/// What is kept.
+pub struct Cache {
+    memory: sync::Cache<Box<[u8]>, Arc<Resource>, BySize>,
+    /// Resources whose last answer was not kept, with the moment until which nobody waits for another's.
+    passing: sync::Cache<u64, u64>,
+    flights: Vec<Mutex<HashMap<Box<[u8]>, Arc<Flight>>>>,
+    /// One answer is put after the other, where they share a lock.
+    puts: Vec<Mutex<()>>,
+    /// What was invalidated.
+    pub marks: Arc<Marks>,
+    /// The largest answer.
+    pub max_object: usize,
+    /// Bytes of answers on their way, and how many those may be.
+    filling: AtomicU64,
+    max_filling: u64,
+    /// The tier that gateways share.
+    pub shared: Option<Shared>,
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("resources", &self.memory.len()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone)]
+struct BySize;
+
+impl Weighter<Box<[u8]>, Arc<Resource>> for BySize {
+    fn weight(&self, _: &Box<[u8]>, resource: &Arc<Resource>) -> u64 {
+        resource.size as u64
+    }
+}
+
+impl Cache {
+    /// An empty one.
+    pub fn new(config: &CacheConfig, workers: usize) -> Arc<Self> {
+        let memory = config.memory.0;
+        let marks = Arc::<Marks>::default();
+        // An eighth is the largest object: no part may be smaller.
+        let parts = workers.next_power_of_two().min(4);
+        let items = usize::try_from(memory / 8192).unwrap_or(usize::MAX).max(1024);
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(items)
+            .weight_capacity(memory)
+            .shards(parts)
+            .build()
+            .unwrap_or_else(|_| unreachable!("both capacities are given"));
+        let memory_of = sync::Cache::with_options(
+            options,
+            BySize,
+            DefaultHashBuilder::default(),
+            sync::DefaultLifecycle::default(),
+        );
+        Arc::new_cyclic(|this| Self {
+            memory: memory_of,
+            passing: sync::Cache::new(PASSING),
+            flights: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            puts: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            max_object: usize::try_from(config.max_object.0.min(memory / 8)).unwrap_or(usize::MAX),
+            filling: AtomicU64::new(0),
+            max_filling: memory / FILLING,
+            shared: config
+                .redis
+                .as_ref()
+                .map(|url| Shared::start(url, config.redis_timeout.0, marks.clone(), this.clone())),
+            marks,
+        })
+    }
+
+    /// Now, for an answer that is about to be asked for.
+    pub fn position(&self) -> Position {
+        Position { local: self.marks.now(), shared: self.shared.as_ref().map_or(0, Shared::position) }
+    }
+
+    /// What is kept for a key, if none of it was invalidated since.
+    pub fn get(&self, key: &[u8]) -> Option<Arc<Resource>> {
+        let resource = self.memory.get(key)?;
+        let slot = marks::slot_of(key);
+        if resource.variants.iter().all(|stored| self.marks.is_good(slot, stored.born.local)) {
+            return Some(resource);
+        }
+        let rest = resource.only(|stored| self.marks.is_good(slot, stored.born.local), key.len());
+        // What others put there meanwhile stays.
+        let _put = self.lock_put(key);
+        if self.memory.peek(key).is_some_and(|now| Arc::ptr_eq(&now, &resource)) {
+            if rest.variants.is_empty() {
+                self.memory.remove(key);
+                return None;
+            }
+            let rest = Arc::new(rest);
+            self.memory.insert(key.into(), rest.clone());
+            return Some(rest);
+        }
+        (!rest.variants.is_empty()).then(|| Arc::new(rest))
+    }
+
+    /// Keeps an answer, unless it was invalidated on its way; whether it is kept.
+    pub fn put(&self, key: &[u8], stored: Arc<Stored>) -> bool {
+        let _put = self.lock_put(key);
+        if !self.marks.admits(key, &stored.tags, stored.born.local) {
+            return false;
+        }
+        let known = self.memory.peek(key);
+        let slot = marks::slot_of(key);
+        let good = |stored: &Stored| self.marks.is_good(slot, stored.born.local);
+        let known = known.map(|known| known.only(good, key.len())).unwrap_or_default();
+        let resource = known.with(stored.clone(), key.len());
+        self.memory.insert(key.into(), Arc::new(resource));
+        // A purge may have come and gone between the look and the insertion.
+        if self.marks.admits(key, &stored.tags, stored.born.local) {
+            return true;
+        }
+        self.memory.remove(key);
+        false
+    }
+
+    /// Forgets one resource.
+    pub fn remove(&self, key: &[u8]) {
+        let _put = self.lock_put(key);
+        self.memory.remove(key);
+    }
+
+    fn shard(key: &[u8]) -> usize {
+        usize::try_from(twox_hash::XxHash3_64::oneshot(key) % SHARDS as u64).unwrap_or(0)
+    }
+
+    fn lock_put(&self, key: &[u8]) -> std::sync::MutexGuard<'_, ()> {
+        self.puts[Self::shard(key)].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing that was kept of a URL is used any more, however it came: after a write (RFC 9111 §4.4).
+    pub fn invalidate(&self, host: &[u8], target: &[u8]) {
+        let slot = marks::slot(host, target);
+        let moment = self.marks.mark(slot);
+        if let Some(shared) = &self.shared {
+            shared.tell_mark(slot, moment);
+        }
+    }
+
+    /// Purges here; how many resources had any of it.
+    fn purge_here(&self, purge: &Purge) -> usize {
+        let gone = Cell::new(0);
+        let changed = RefCell::new(Vec::new());
+        self.memory.retain(|key, resource| {
+            let meant = resource.variants.iter().filter(|stored| purge.means(key, &stored.tags)).count();
+            if meant == 0 {
+                return true;
+            }
+            gone.set(gone.get() + 1);
+            if meant < resource.variants.len() {
+                changed.borrow_mut().push((key.clone(), resource.clone()));
+            }
+            false
+        });
+        // A tag may mean one answer of a resource and not another.
+        for (key, resource) in changed.into_inner() {
+            let rest = resource.variants.iter().rev().filter(|stored| !purge.means(&key, &stored.tags));
+            for stored in rest {
+                self.put(&key, stored.clone());
+            }
+        }
+        gone.get()
+    }
+
+    /// Purges, here at once and on every other gateway as soon as the log has it: how many resources here, and whether the others
+    /// were told.
+    pub async fn purge(&self, purge: Purge) -> (usize, Option<bool>) {
+        let moment = self.marks.purge(purge.clone(), marks::UNKNOWN);
+        let gone = self.purge_here(&purge);
+        let told = match &self.shared {
+            Some(shared) => Some(shared.tell_purge(purge, moment).await),
+            None => None,
+        };
+        (gone, told)
+    }
+
+    /// Resources, and the bytes that they take.
+    pub fn occupancy(&self) -> (usize, u64) {
+        (self.memory.len(), self.memory.weight())
+    }
+
+    /// Notes that a resource's answers are not kept, so that nobody waits for another's.
+    pub fn pass(&self, key: &[u8], now: u64) {
+        self.passing.insert(twox_hash::XxHash3_64::oneshot(key), now + PASS);
+    }
+
+    /// Notes that they are, after all.
+    pub fn collapse(&self, key: &[u8]) {
+        self.passing.remove(&twox_hash::XxHash3_64::oneshot(key));
+    }
+
+    /// Whether a resource's answers were not kept of late.
+    pub fn is_passing(&self, key: &[u8], now: u64) -> bool {
+        self.passing.get(&twox_hash::XxHash3_64::oneshot(key)).is_some_and(|until| now < until)
+    }
+
+    /// Joins whoever asks for this already, or is the first.
+    pub fn join(self: &Arc<Self>, key: &[u8]) -> flight::Place {
+        let mut flights = self.flights[Self::shard(key)].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flight) = flights.get(key) {
+            let calm = self.marks.is_calm(key, flight.born());
+            return if calm { flight::Place::Behind(flight.clone()) } else { flight::Place::Alone };
+        }
+        let flight = Flight::new(self.marks.now());
+        flights.insert(key.into(), flight.clone());
+        flight::Place::First(flight::Lead::new(self.clone(), key.into(), flight))
+    }
+
+    fn land(&self, key: &[u8]) {
+        self.flights[Self::shard(key)].lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
+    /// Takes memory for an answer on its way, if there is some.
+    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Option<Reserved> {
+        let before = self.filling.fetch_add(bytes as u64, Relaxed);
+        let reserved = Reserved { cache: self.clone(), bytes: bytes as u64 };
+        (before + bytes as u64 <= self.max_filling).then_some(reserved)
+    }
+}
+
+/// Memory of an answer on its way.
+pub struct Reserved {
+    cache: Arc<Cache>,
+    bytes: u64,
+}
+
+impl Reserved {
+    /// Takes more, if there is some.
+    pub fn grow(&mut self, bytes: usize) -> bool {
+        self.bytes += bytes as u64;
+        let before = self.cache.filling.fetch_add(bytes as u64, Relaxed);
+        before + bytes as u64 <= self.cache.max_filling
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.cache.filling.fetch_sub(self.bytes, Relaxed);
+    }
+}

@@ -438,7 +438,9 @@ impl std::str::FromStr for KeySource {
             Some(("claim", name)) if !name.is_empty() => Ok(Self::Claim(name.to_owned())),
             None if text == "ip" => Ok(Self::Ip),
             None if text == "sticky" => Ok(Self::Sticky),
-            _ => Err(format!("unknown cohort key: `{text}`; known: `claim:NAME`, `cookie:NAME`, `header:NAME`, `ip`, `sticky`")),
+            _ => Err(format!(
+                "unknown cohort key: `{text}`; known: `claim:NAME`, `cookie:NAME`, `header:NAME`, `ip`, `sticky`"
+            )),
         }
     }
 }

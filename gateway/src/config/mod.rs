@@ -22,7 +22,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use check::{UNROUTED, Url, is_same_listener, open_routes, parse_date, parse_jwks, parse_name, parse_url, prefix_segments, read_ca};
+pub use check::{
+    UNROUTED, Url, is_same_listener, open_routes, parse_date, parse_jwks, parse_name, parse_url, prefix_segments,
+    read_ca,
+};
 pub use diagnostic::{Diagnostic, Report, Severity};
 pub use file::{FileConfig, RouteConfig, Stage};
 pub use source::GLOB;

@@ -273,7 +273,9 @@ impl std::str::FromStr for Per {
             Some(("claim", name)) if is_claim(name) => Ok(Self::Claim(name.to_owned())),
             None if text == "ip" => Ok(Self::Ip),
             None if text == "route" => Ok(Self::Route),
-            _ => Err(format!("unknown kind of count: `{text}`; known: `ip`, `claim:NAME`, `header:NAME`, `cookie:NAME`, `route`")),
+            _ => Err(format!(
+                "unknown kind of count: `{text}`; known: `ip`, `claim:NAME`, `header:NAME`, `cookie:NAME`, `route`"
+            )),
         }
     }
 }

@@ -44,7 +44,8 @@ where
 
     fn call(&mut self, mut request: Request) -> Self::Future {
         let context = request.context.clone();
-        let none = context.route().auth.is_none() && !context.guards.borrow().iter().any(|index| is_closed(&context, *index));
+        let none =
+            context.route().auth.is_none() && !context.guards.borrow().iter().any(|index| is_closed(&context, *index));
         // A method override makes it another request than a preflight is.
         let preflight = !context.overridden.get() && cors::preflight(&context.method, request.http.headers()).is_some();
         if none || preflight {

@@ -126,7 +126,9 @@ impl Trying {
         let wait = matches!(status, StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED);
         match response.body_mut() {
             ResponseBody::Upstream(body) => body.watch(outcome, wait),
-            ResponseBody::Empty | ResponseBody::Full(_) | ResponseBody::Tunnel(_) => outcome.tell(true),
+            ResponseBody::Empty | ResponseBody::Full(_) | ResponseBody::Filling(_) | ResponseBody::Tunnel(_) => {
+                outcome.tell(true)
+            }
         }
     }
 

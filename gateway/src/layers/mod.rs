@@ -7,6 +7,7 @@ pub mod admit;
 pub mod arm;
 pub mod auth;
 pub mod breaker;
+pub mod cache;
 pub mod cors;
 pub mod deadline;
 pub mod edit;

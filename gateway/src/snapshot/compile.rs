@@ -5,8 +5,8 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
-    Auth, ClientLimits, CohortValues, Drain, Edits, Fallback, Keep, Limits, Listeners, RateLimit, Registry, Retry, Rewrite, Route,
-    Snapshot,
+    Auth, ClientLimits, CohortValues, Drain, Edits, Fallback, Keep, Limits, Listeners, RateLimit, Registry, Retry,
+    Rewrite, Route, Snapshot,
 };
 use crate::{
     auth::{
@@ -113,7 +113,9 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
     };
     headers(&mut unrouted, defaults.headers.as_ref())?;
     routes.push(unrouted);
-    let names = |route: &Route| route.auth.iter().flat_map(|auth| auth.forward.clone()).map(|(_, name)| name).collect::<Vec<_>>();
+    let names = |route: &Route| {
+        route.auth.iter().flat_map(|auth| auth.forward.clone()).map(|(_, name)| name).collect::<Vec<_>>()
+    };
     let claim_fields = ClaimFields::new(routes.iter().flat_map(names));
     let cache = routes.iter().any(|route| route.cache.is_some()).then(|| registry.cache(&config.file.cache));
     let verifiers: Vec<_> = verifiers.into_values().collect();
@@ -124,6 +126,7 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
         loaded: jiff::Timestamp::now(),
         table: Table::new(config.rules.clone()),
         addresses: Addresses::new(upstreams.iter().map(|upstream| &**upstream)),
+        own_cookies: routes.iter().filter_map(|route| Some(route.cohort.as_ref()?.cohort.cookie.clone())).collect(),
         cors: routes.iter().any(|route| route.cors.is_some()),
         claim_fields,
         cache,
@@ -269,10 +272,7 @@ fn rate_limit(
     }))
 }
 
-fn auth(
-    config: Option<&OrNone<AuthConfig>>,
-    verifiers: &HashMap<&str, Arc<Verifier>>,
-) -> Result<Option<Auth>, String> {
+fn auth(config: Option<&OrNone<AuthConfig>>, verifiers: &HashMap<&str, Arc<Verifier>>) -> Result<Option<Auth>, String> {
     let Some(config) = config.and_then(OrNone::as_option) else { return Ok(None) };
     let verifier = verifiers.get(config.jwt.as_str());
     let forward = config.forward.iter().map(|(claim, field)| Ok((claim.as_str().into(), name(field)?)));
@@ -290,14 +290,19 @@ fn cors(config: Option<&OrNone<CorsConfig>>) -> Result<Option<Cors>, String> {
     let origin = |text: &String| Origin::parse(text).ok_or_else(|| format!("not an origin: `{text}`"));
     let methods: Vec<Method> = config.methods.iter().filter_map(|method| method.parse().ok()).collect();
     let simple = ["GET", "HEAD", "POST"].map(str::to_owned);
-    let told: Vec<_> = simple.iter().chain(config.methods.iter().filter(|method| !simple.contains(method))).cloned().collect();
+    let told: Vec<_> =
+        simple.iter().chain(config.methods.iter().filter(|method| !simple.contains(method))).cloned().collect();
     Ok(Some(Cors {
         origins: if any(&config.origins) {
             Origins::Any
         } else {
             Origins::Some(config.origins.iter().map(origin).collect::<Result<_, _>>()?)
         },
-        methods: if any(&config.methods) || config.methods.is_empty() { None } else { Some((methods, value(&told.join(", "))?)) },
+        methods: if any(&config.methods) || config.methods.is_empty() {
+            None
+        } else {
+            Some((methods, value(&told.join(", "))?))
+        },
         headers: if any(&config.headers) {
             None
         } else {

@@ -229,13 +229,7 @@ fn preflight(snapshot: &Snapshot, head: &Head<'_>, asked: &Method) -> Option<(Op
 }
 
 /// Who answers, as the arm layer picks it; nobody yet for a session that has still to begin.
-fn pick(
-    route: &Route,
-    headers: &HeaderMap,
-    claims: &Claims,
-    client: IpAddr,
-    told: &mut Explanation,
-) -> Option<usize> {
+fn pick(route: &Route, headers: &HeaderMap, claims: &Claims, client: IpAddr, told: &mut Explanation) -> Option<usize> {
     let service = route.service.unwrap_or(route.baseline);
     let (upstream, arm) = match (&route.cohort, route.stage) {
         (Some(values), Stage::Canary) => {

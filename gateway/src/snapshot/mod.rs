@@ -55,6 +55,8 @@ pub struct Snapshot {
     pub verifiers: Vec<Arc<Verifier>>,
     /// The fields in which upstreams are told what tokens claim.
     pub claim_fields: ClaimFields,
+    /// The names of the gateway's own cookies.
+    pub own_cookies: Vec<Box<str>>,
     /// Whether any route says what pages of other origins may do.
     pub cors: bool,
     /// What is kept, where any route keeps something.

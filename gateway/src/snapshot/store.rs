@@ -173,7 +173,7 @@ impl Registry {
         match &self.cache {
             Some((known, cache)) if known == config => cache.clone(),
             _ => {
-                let cache = Arc::new(Cache::new(config, self.workers));
+                let cache = Cache::new(config, self.workers);
                 self.cache = Some((config.clone(), cache.clone()));
                 cache
             }
@@ -192,13 +192,14 @@ impl Registry {
             let known = self.verifiers.get(name.as_str()).and_then(|(_, ca, _)| ca.clone());
             verifier.ca.as_ref().is_some_and(|ca| std::fs::read(config.resolve(ca)).ok() != known)
         });
-        verifiers || config.upstreams.iter().any(|(name, upstream)| {
-            let known = self.upstreams.get(name.as_str());
-            upstream
-                .ca
-                .as_ref()
-                .is_some_and(|ca| known.is_none_or(|known| std::fs::read(config.resolve(ca)).ok() != known.ca))
-        })
+        verifiers
+            || config.upstreams.iter().any(|(name, upstream)| {
+                let known = self.upstreams.get(name.as_str());
+                upstream
+                    .ca
+                    .as_ref()
+                    .is_some_and(|ca| known.is_none_or(|known| std::fs::read(config.resolve(ca)).ok() != known.ca))
+            })
     }
 
     pub(super) fn retain(&mut self, upstream: impl Fn(&Arc<Upstream>) -> bool, routes: &HashSet<&str>) {

@@ -70,6 +70,8 @@ pub struct Line<'a> {
     pub attempts: u32,
     /// The service in whose place the monolith answered, and why.
     pub fallback: Option<(&'a str, &'static str)>,
+    /// What the cache did.
+    pub cache: Option<&'static str>,
     /// The time limit that fired.
     pub limit: Option<&'static str>,
     /// What went wrong, in words of RFC 9209.
@@ -118,6 +120,10 @@ impl Line<'_> {
         if let Some((service, reason)) = self.fallback {
             text(out, b",\"fallback_from\":", service.as_bytes());
             word(out, b",\"fallback\":\"", reason);
+            out.push(b'"');
+        }
+        if let Some(cache) = self.cache {
+            word(out, b",\"cache\":\"", cache);
             out.push(b'"');
         }
         if let Some(limit) = self.limit {

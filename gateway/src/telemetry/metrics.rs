@@ -96,7 +96,12 @@ pub struct RareStats {
     pub timeouts: [AtomicU64; 5],
     /// Requests beyond the rate limit.
     pub limited: AtomicU64,
+    /// What the cache did, in the order of its words.
+    pub cache: [AtomicU64; 6],
 }
+
+/// What the cache did for a request.
+pub const SERVED: [&str; 6] = ["hit", "stale", "revalidated", "collapsed", "miss", "bypass"];
 
 impl fmt::Debug for RouteStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -331,7 +336,7 @@ impl Collector for All {
 /// One counter of several.
 type Of<T> = fn(&T) -> &AtomicU64;
 /// Several that one label tells apart.
-type Several = fn(&RareStats) -> &[AtomicU64; 5];
+type Several = fn(&RareStats) -> &[AtomicU64];
 /// Those who are in, or those who wait.
 type Side = fn((u64, u64)) -> u64;
 
@@ -350,11 +355,14 @@ impl All {
                 count => counter(&mut metric, &[("route", route)], count),
             })?;
         }
-        let labelled: [(&str, &str, &str, [&str; 5], Several); 2] = [
-            ("fallbacks", "Answers of the monolith in the service's place", "reason", FALLBACKS, |rare| {
+        let labelled: [(&str, &str, &str, &[&str], Several); 3] = [
+            ("fallbacks", "Answers of the monolith in the service's place", "reason", &FALLBACKS, |rare| {
                 &rare.fallbacks
             }),
-            ("timeouts", "Time limits that fired", "limit", LIMITS, |rare| &rare.timeouts),
+            ("timeouts", "Time limits that fired", "limit", &LIMITS, |rare| &rare.timeouts),
+            ("cache_requests", "Requests of routes with a cache, by what it did", "result", &SERVED, |rare| {
+                &rare.cache
+            }),
         ];
         for (name, help, label, words, get) in labelled {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

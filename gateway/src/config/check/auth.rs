@@ -105,7 +105,9 @@ fn check_verifier(sources: &mut Sources, at: &At, config: &VerifierConfig) {
         && let Some(least) = config.algorithms().iter().filter_map(|algorithm| Algorithm::secret(*algorithm)).max()
         && secret.len() < least
     {
-        let help = format!("its algorithms need {least} bytes (RFC 7518 §3.2); make a random one: `openssl rand -hex {least}`");
+        let help = format!(
+            "its algorithms need {least} bytes (RFC 7518 §3.2); make a random one: `openssl rand -hex {least}`"
+        );
         sources.error(&at.down("secret"), format!("secret of {} bytes", secret.len()), &help);
     }
     let bare = [("issuer", config.issuer.is_none(), "iss"), ("audience", config.audience.is_empty(), "aud")];
@@ -122,7 +124,8 @@ fn check_verifier(sources: &mut Sources, at: &At, config: &VerifierConfig) {
 
 /// Splits the URL of a set: where it is, and what is asked for there. Who can change it on the way chooses who comes in.
 pub fn parse_jwks(url: &str) -> Result<(String, String), String> {
-    let uri: Uri = url.parse().map_err(|_| "write it like `https://id.example.com/.well-known/jwks.json`".to_owned())?;
+    let uri: Uri =
+        url.parse().map_err(|_| "write it like `https://id.example.com/.well-known/jwks.json`".to_owned())?;
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
         return Err("write it like `https://id.example.com/.well-known/jwks.json`".to_owned());
     };
@@ -168,9 +171,7 @@ pub(super) fn check_auth(sources: &mut Sources, at: &At, auth: &AuthConfig) {
 /// Whether a field can be the gateway's alone.
 fn may_carry(name: &HeaderName) -> bool {
     name.as_str().starts_with("x-") && fields::voice(name.as_str()).is_none() && *name != fields::X_REQUEST_ID
-        || !name.as_str().starts_with("x-")
-            && !fields::is_forbidden_in_trailers(name)
-            && !is_standard(name.as_str())
+        || !name.as_str().starts_with("x-") && !fields::is_forbidden_in_trailers(name) && !is_standard(name.as_str())
 }
 
 /// Fields that clients send for a reason of their own.
@@ -306,8 +307,7 @@ fn edits(sources: &Sources, items: &[Item<RouteConfig>]) -> Vec<(String, At)> {
 pub fn open_routes(config: &Config) -> Option<Vec<&str>> {
     let default = config.file.defaults.auth.as_ref();
     let open = |route: &&RouteConfig| {
-        !matches!(route.stage, Stage::Gone)
-            && route.auth.as_ref().or(default).and_then(OrNone::as_option).is_none()
+        !matches!(route.stage, Stage::Gone) && route.auth.as_ref().or(default).and_then(OrNone::as_option).is_none()
     };
     let closed = config.routes.iter().any(|route| !open(&route)) || default.is_some_and(|d| d.as_option().is_some());
     let mut names: Vec<&str> = config.routes.iter().filter(open).map(Config::route_name).collect();

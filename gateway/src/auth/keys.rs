@@ -28,7 +28,7 @@ pub struct Key {
 }
 
 enum Material {
-    Secret(hmac::Key),
+    Secret(Box<hmac::Key>),
     Public(ParsedPublicKey),
 }
 
@@ -42,7 +42,7 @@ impl Key {
     /// A secret shared with the issuer.
     pub fn secret(secret: &[u8], algorithm: Algorithm) -> Option<Self> {
         let (of, least) = (hash(algorithm)?, algorithm.secret()?);
-        let key = || Self { id: None, algorithm, material: Material::Secret(hmac::Key::new(of, secret)) };
+        let key = || Self { id: None, algorithm, material: Material::Secret(Box::new(hmac::Key::new(of, secret))) };
         (secret.len() >= least).then(key)
     }
 

@@ -67,9 +67,16 @@ pub struct Verified {
 pub struct Keys {
     /// Counts up whenever they change; 0 while there never were any.
     pub generation: u64,
-    keys: Vec<Key>,
+    all: Vec<Key>,
     /// Of the text that they were read from.
     hash: u64,
+}
+
+impl Keys {
+    /// Whether one has this name.
+    fn has(&self, id: &str) -> bool {
+        self.all.iter().any(|key| key.is_named(id))
+    }
 }
 
 /// Where keys come from.
@@ -134,13 +141,13 @@ impl Verifier {
         let mut first = Keys::default();
         let source = if let Some(secret) = &config.secret {
             let key = |algorithm: &Algorithm| Key::secret(secret.as_bytes(), *algorithm);
-            first = Keys { generation: 1, keys: algorithms.iter().filter_map(key).collect(), hash: 0 };
+            first = Keys { generation: 1, all: algorithms.iter().filter_map(key).collect(), hash: 0 };
             Source::Fixed
         } else if let Some(file) = &config.jwks_file {
             let path = folder.join(file);
             let text = std::fs::read(&path).map_err(|error| format!("`{}`: {error}", path.display()))?;
             let keys = keys::read(&text, &algorithms, true).map_err(|why| format!("`{}`: {why}", path.display()))?;
-            first = Keys { generation: 1, keys, hash: hash(&text) };
+            first = Keys { generation: 1, all: keys, hash: hash(&text) };
             Source::File(path)
         } else {
             let (upstream, target) = server(config.jwks.as_deref().unwrap_or_default())?;
@@ -178,7 +185,7 @@ impl Verifier {
 
     /// How many keys there are.
     pub fn count(&self) -> usize {
-        self.keys.load().keys.len()
+        self.keys.load().all.len()
     }
 
     /// Checks a token at a moment, in seconds of Unix time.
@@ -201,11 +208,11 @@ impl Verifier {
         }
         // A secret of the file has no name.
         let id = id.as_deref().filter(|_| !matches!(self.source, Source::Fixed));
-        if keys.keys.iter().any(|key| key.fits(id, algorithm) && key.signed(message, &signature)) {
+        if keys.all.iter().any(|key| key.fits(id, algorithm) && key.signed(message, &signature)) {
             return Ok(Verified { claims, until, generation: keys.generation });
         }
         match id {
-            Some(id) if !keys.keys.iter().any(|key| key.is_named(id)) => Err(Refusal::UnknownKey(id.into())),
+            Some(id) if !keys.has(id) => Err(Refusal::UnknownKey(id.into())),
             _ => Err(Refusal::Invalid("the token's signature does not fit")),
         }
     }
@@ -263,25 +270,18 @@ impl Verifier {
                 }
             }
         }
-        let _place = match Waiting::begin(&self.waiting) {
-            Some(place) => place,
-            None => return false,
+        let Some(_place) = Waiting::begin(&self.waiting) else { return false };
+        let Refusal::UnknownKey(id) = missing else {
+            let _ = progress.wait_for(|now| now.ended > before.ended).await;
+            return self.generation() > 0;
         };
-        match missing {
-            Refusal::UnknownKey(id) => {
-                self.wanted.notify_one();
-                let _ = progress.wait_for(|now| now.sought > before.sought).await;
-                let there = self.keys.load().keys.iter().any(|key| key.is_named(id));
-                if !there {
-                    self.note_absent(id);
-                }
-                there
-            }
-            _ => {
-                let _ = progress.wait_for(|now| now.ended > before.ended).await;
-                self.generation() > 0
-            }
+        self.wanted.notify_one();
+        let _ = progress.wait_for(|now| now.sought > before.sought).await;
+        let there = self.keys.load().has(id);
+        if !there {
+            self.note_absent(id);
         }
+        there
     }
 
     /// Whether a fetch of late did not bring this key.
@@ -309,7 +309,7 @@ impl Verifier {
             return Ok(false);
         }
         let keys = keys::read(text, &self.algorithms, secrets)?;
-        self.keys.store(Arc::new(Keys { generation: old.generation + 1, keys, hash }));
+        self.keys.store(Arc::new(Keys { generation: old.generation + 1, all: keys, hash }));
         Ok(true)
     }
 }

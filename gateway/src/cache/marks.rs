@@ -99,7 +99,7 @@ impl std::fmt::Debug for Marks {
 
 impl Default for Marks {
     fn default() -> Self {
-        let slots = (0..SLOTS).map(|_| Default::default()).collect();
+        let slots = (0..SLOTS).map(|_| Slot::default()).collect();
         Self { local: AtomicU64::new(1), slots, rules: Mutex::default(), newest: AtomicU64::new(0) }
     }
 }
@@ -135,13 +135,12 @@ impl Marks {
     pub fn logged(&self, slot: u32, at: u64, own: Option<u64>) {
         let slot = &self.slots[slot as usize % SLOTS];
         slot.shared.fetch_max(at, SeqCst);
-        match own {
+        if let Some(moment) = own {
             // Unless a later one of our own is still on its way.
-            Some(moment) => drop(slot.pending.compare_exchange(moment, 0, SeqCst, SeqCst)),
-            None => {
-                let now = self.local.fetch_add(1, SeqCst) + 1;
-                slot.local.fetch_max(now, SeqCst);
-            }
+            let _ = slot.pending.compare_exchange(moment, 0, SeqCst, SeqCst);
+        } else {
+            let now = self.local.fetch_add(1, SeqCst) + 1;
+            slot.local.fetch_max(now, SeqCst);
         }
     }
 

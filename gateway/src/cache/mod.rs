@@ -150,7 +150,7 @@ impl Cache {
         let slot = marks::slot_of(key);
         let good = |stored: &Stored| self.marks.is_good(slot, stored.born.local);
         let known = known.map(|known| known.only(good, key.len())).unwrap_or_default();
-        let resource = known.with(stored.clone(), key.len());
+        let resource = known.with(&stored, key.len());
         self.memory.insert(key.into(), Arc::new(resource));
         // A purge may have come and gone between the look and the insertion.
         if self.marks.admits(key, &stored.tags, stored.born.local) {

@@ -183,13 +183,15 @@ impl Resource {
     }
 
     /// With one more, in the place of any that answered the same requests.
-    pub fn with(&self, new: Arc<Stored>, key: usize) -> Self {
+    #[must_use]
+    pub fn with(&self, new: &Arc<Stored>, key: usize) -> Self {
         let others = self.variants.iter().filter(|stored| stored.selection != new.selection).cloned();
         let variants: Vec<_> = std::iter::once(new.clone()).chain(others).take(VARIANTS).collect();
         Self { size: key + 100 + variants.iter().map(|stored| stored.size()).sum::<usize>(), variants }
     }
 
     /// Without what does not hold.
+    #[must_use]
     pub fn only(&self, holds: impl Fn(&Stored) -> bool, key: usize) -> Self {
         let variants: Vec<_> = self.variants.iter().filter(|stored| holds(stored)).cloned().collect();
         Self { size: key + 100 + variants.iter().map(|stored| stored.size()).sum::<usize>(), variants }
@@ -198,12 +200,10 @@ impl Resource {
 
 /// A body in one piece.
 pub fn join(chunks: &[Bytes]) -> Bytes {
-    match chunks {
-        [one] => one.clone(),
-        _ => {
-            let mut whole = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
-            chunks.iter().for_each(|chunk| whole.extend_from_slice(chunk));
-            whole.freeze()
-        }
+    if let [one] = chunks {
+        return one.clone();
     }
+    let mut whole = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
+    chunks.iter().for_each(|chunk| whole.extend_from_slice(chunk));
+    whole.freeze()
 }

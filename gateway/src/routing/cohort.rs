@@ -271,6 +271,7 @@ mod tests {
     fn never_beats_always_beats_the_key() {
         let mut cohort = by_header(10_000);
         let beta = |value: &str| Traits {
+            claims: Vec::new(),
             headers: vec![(HeaderName::from_static("x-beta"), value.as_bytes().into())],
             cookies: Vec::new(),
         };
@@ -307,7 +308,7 @@ mod tests {
     #[test]
     fn addresses_count_by_64_bits() {
         let cohort = Cohort::new("g", 5000, vec![KeySource::Ip]);
-        let bucket = |ip: &str| cohort.decide(&HeaderMap::new(), ip.parse().unwrap(), || 0).bucket;
+        let bucket = |ip: &str| cohort.decide(&HeaderMap::new(), None, ip.parse().unwrap(), || 0).bucket;
         assert_eq!(bucket("2001:db8:1:2::1"), bucket("2001:db8:1:2:ffff::9"));
         assert_ne!(bucket("2001:db8:1:2::1"), bucket("2001:db8:1:3::1"));
         assert_eq!(bucket("192.0.2.1"), bucket("::ffff:192.0.2.1"));

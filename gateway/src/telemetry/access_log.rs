@@ -298,6 +298,7 @@ mod tests {
             complete: true,
             attempts: 2,
             fallback: Some(("orders", "unavailable")),
+            cache: None,
             limit: Some("attempt"),
             error: None,
             detail: "",

@@ -1,6 +1,6 @@
 //! Names of header fields that the gateway treats in its own way, each list in one place.
 
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Fields of one connection only (RFC 9110 §7.6.1), beside those that `Connection` names.
 pub fn is_hop_by_hop(name: &str) -> bool {
@@ -66,6 +66,19 @@ impl ClaimFields {
         names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         names.dedup();
         Self(names)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes them away.
+    pub fn strip(&self, headers: &mut HeaderMap) {
+        let doomed: Vec<HeaderName> = headers.keys().filter(|name| self.have(name.as_str())).cloned().collect();
+        for name in doomed {
+            headers.remove(name);
+        }
     }
 
     /// Whether a field is one of them, in any spelling that a server may take for it (`_` for `-`).

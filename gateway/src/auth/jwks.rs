@@ -69,7 +69,11 @@ pub async fn keep(verifier: Arc<Verifier>) {
                 if matches!(verifier.source(), Source::File(_)) { LOOK } else { backoff }
             }
         };
+        if sought {
+            verifier.note_absent();
+        }
         verifier.progress.send_modify(|progress| {
+            progress.allowed = allowed;
             progress.ended += 1;
             progress.sought += u64::from(sought);
         });

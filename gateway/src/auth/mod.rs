@@ -11,7 +11,7 @@ pub mod memo;
 pub mod token;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     path::{Path, PathBuf},
     sync::{
@@ -38,7 +38,11 @@ use crate::{
 /// Requests that wait for keys of one verifier, at most.
 const WAITING: usize = 1_000;
 /// Unknown names of keys that are remembered.
-const ABSENT: usize = 1_000;
+const ABSENT: usize = 2_000;
+/// The longest of them.
+const NAME: usize = 200;
+/// How long a request waits until a fetch may begin, at most.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a token is not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,12 +95,14 @@ pub enum Source {
 }
 
 /// What has happened to the keys so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 struct Progress {
     /// Fetches that ended, well or not.
     ended: u64,
     /// Those of them that an unknown key had asked for.
     sought: u64,
+    /// When the next of those may begin.
+    allowed: Instant,
 }
 
 /// A named verifier.
@@ -117,6 +123,8 @@ pub struct Verifier {
     wanted: Notify,
     progress: watch::Sender<Progress>,
     waiting: AtomicUsize,
+    /// Names that requests wait for.
+    sought: Mutex<HashSet<Box<str>>>,
     /// Names that a fetch did not bring, and when it was found out.
     absent: Mutex<HashMap<Box<str>, Instant>>,
 }
@@ -167,8 +175,9 @@ impl Verifier {
             source,
             keys: ArcSwap::from_pointee(first),
             wanted: Notify::new(),
-            progress: watch::Sender::new(Progress::default()),
+            progress: watch::Sender::new(Progress { ended: 0, sought: 0, allowed: Instant::now() }),
             waiting: AtomicUsize::new(0),
+            sought: Mutex::default(),
             absent: Mutex::default(),
         })
     }
@@ -265,7 +274,9 @@ impl Verifier {
             Refusal::NoKeys if before.ended > 0 => return self.generation() > 0,
             Refusal::NoKeys => {}
             Refusal::UnknownKey(id) => {
-                if !matches!(self.source, Source::Url(..)) || self.is_absent(id) {
+                // Names are as long as their sender likes, and a fetch may not be allowed for long.
+                let far = before.allowed.saturating_duration_since(Instant::now()) > PATIENCE;
+                if !matches!(self.source, Source::Url(..)) || self.is_absent(id) || far || id.len() > NAME {
                     return false;
                 }
             }
@@ -275,13 +286,16 @@ impl Verifier {
             let _ = progress.wait_for(|now| now.ended > before.ended).await;
             return self.generation() > 0;
         };
+        {
+            let mut sought = self.sought.lock().unwrap_or_else(PoisonError::into_inner);
+            if sought.len() >= ABSENT {
+                return false;
+            }
+            sought.insert(id.clone());
+        }
         self.wanted.notify_one();
         let _ = progress.wait_for(|now| now.sought > before.sought).await;
-        let there = self.keys.load().has(id);
-        if !there {
-            self.note_absent(id);
-        }
-        there
+        self.keys.load().has(id)
     }
 
     /// Whether a fetch of late did not bring this key.
@@ -290,15 +304,16 @@ impl Verifier {
         absent.get(id).is_some_and(|since| since.elapsed() < self.cooldown)
     }
 
-    fn note_absent(&self, id: &str) {
+    /// A fetch has ended: what it did not bring is not asked for again at once.
+    fn note_absent(&self) {
+        let sought = std::mem::take(&mut *self.sought.lock().unwrap_or_else(PoisonError::into_inner));
         let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
-        if absent.len() >= ABSENT {
+        if absent.len() + sought.len() > ABSENT {
             absent.clear();
         }
-        // Names are as long as their sender likes.
-        if id.len() <= 200 {
-            absent.insert(id.into(), Instant::now());
-        }
+        let keys = self.keys.load();
+        let now = Instant::now();
+        absent.extend(sought.into_iter().filter(|id| !keys.has(id)).map(|id| (id, now)));
     }
 
     /// Takes over a set, if it is another; whether it was.

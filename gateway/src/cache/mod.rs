@@ -48,7 +48,7 @@ pub struct Cache {
     memory: sync::Cache<Box<[u8]>, Arc<Resource>, BySize>,
     /// Resources whose last answer was not kept, with the moment until which nobody waits for another's.
     passing: sync::Cache<u64, u64>,
-    flights: Vec<Mutex<HashMap<Box<[u8]>, Arc<Flight>>>>,
+    flights: Vec<Mutex<Flights>>,
     /// One answer is put after the other, where they share a lock.
     puts: Vec<Mutex<()>>,
     /// What was invalidated.
@@ -67,6 +67,9 @@ impl std::fmt::Debug for Cache {
         f.debug_struct("Cache").field("resources", &self.memory.len()).finish_non_exhaustive()
     }
 }
+
+/// Requests that others may wait for, by key.
+type Flights = HashMap<Box<[u8]>, Arc<Flight>>;
 
 #[derive(Clone)]
 struct BySize;
@@ -141,7 +144,7 @@ impl Cache {
     }
 
     /// Keeps an answer, unless it was invalidated on its way; whether it is kept.
-    pub fn put(&self, key: &[u8], stored: Arc<Stored>) -> bool {
+    pub fn put(&self, key: &[u8], stored: &Arc<Stored>) -> bool {
         let _put = self.lock_put(key);
         if !self.marks.admits(key, &stored.tags, stored.born.local) {
             return false;
@@ -150,7 +153,7 @@ impl Cache {
         let slot = marks::slot_of(key);
         let good = |stored: &Stored| self.marks.is_good(slot, stored.born.local);
         let known = known.map(|known| known.only(good, key.len())).unwrap_or_default();
-        let resource = known.with(&stored, key.len());
+        let resource = known.with(stored, key.len());
         self.memory.insert(key.into(), Arc::new(resource));
         // A purge may have come and gone between the look and the insertion.
         if self.marks.admits(key, &stored.tags, stored.born.local) {
@@ -202,7 +205,7 @@ impl Cache {
         for (key, resource) in changed.into_inner() {
             let rest = resource.variants.iter().rev().filter(|stored| !purge.means(&key, &stored.tags));
             for stored in rest {
-                self.put(&key, stored.clone());
+                self.put(&key, stored);
             }
         }
         gone.get()

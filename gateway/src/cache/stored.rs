@@ -204,6 +204,8 @@ pub fn join(chunks: &[Bytes]) -> Bytes {
         return one.clone();
     }
     let mut whole = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
-    chunks.iter().for_each(|chunk| whole.extend_from_slice(chunk));
+    for chunk in chunks {
+        whole.extend_from_slice(chunk);
+    }
     whole.freeze()
 }

@@ -141,7 +141,7 @@ fn bearer(headers: &HeaderMap) -> Result<&[u8], &'static str> {
         return Err(SEVERAL);
     }
     let (scheme, token) = first.unwrap_or_default().split_at_checked(7).ok_or(NONE)?;
-    if !scheme.eq_ignore_ascii_case(b"bearer ") { Err(NONE) } else { Ok(token.trim_ascii()) }
+    if scheme.eq_ignore_ascii_case(b"bearer ") { Ok(token.trim_ascii()) } else { Err(NONE) }
 }
 
 /// Lets a request in: upstreams are told who asks, and not how that was found out.

@@ -127,7 +127,7 @@ impl Trying {
         match response.body_mut() {
             ResponseBody::Upstream(body) => body.watch(outcome, wait),
             ResponseBody::Empty | ResponseBody::Full(_) | ResponseBody::Filling(_) | ResponseBody::Tunnel(_) => {
-                outcome.tell(true)
+                outcome.tell(true);
             }
         }
     }

@@ -451,13 +451,13 @@ async fn second_tier(filling: &Filling, headers: &HeaderMap) -> Option<Arc<Store
     let local = filling.cache.marks.now();
     let found = match shared.get(&filling.key, b"").await? {
         Found::By(names) => shared.get(&filling.key, &vary::tag(&vary::select(&names, headers))).await?,
-        found => found,
+        found @ Found::Answer(_) => found,
     };
     let Found::Answer(mut stored) = found else { return None };
     stored.born.local = local;
     let stored: Arc<Stored> = Arc::from(stored);
     let usable = vary::matches(&stored.selection, headers) && filling.asks.may_have(&stored.terms);
-    (filling.cache.put(&filling.key, stored.clone()) && usable).then_some(stored)
+    (filling.cache.put(&filling.key, &stored) && usable).then_some(stored)
 }
 
 /// Asks the upstream, keeps its answer if that may be, and gives an older one where it fails and that may be.
@@ -482,7 +482,9 @@ where
         let (tag, modified) = (stored.headers.get(header::ETAG), stored.headers.get(header::LAST_MODIFIED));
         conditional = !head && (tag.is_some() || modified.is_some());
         if conditional {
-            CONDITIONS.into_iter().for_each(|name| drop(headers.remove(name)));
+            for name in CONDITIONS {
+                headers.remove(name);
+            }
             for (name, value) in [(header::IF_NONE_MATCH, tag), (header::IF_MODIFIED_SINCE, modified)] {
                 if let Some(value) = value {
                     headers.insert(name, value.clone());
@@ -576,12 +578,11 @@ where
                 born: before.0,
             })
         });
-        let kept = match &refreshed {
-            Ok(new) => store(&filling, &key, new, now),
-            Err(_) => {
-                filling.cache.remove(&key);
-                false
-            }
+        let kept = if let Ok(new) = &refreshed {
+            store(&filling, &key, new, now)
+        } else {
+            filling.cache.remove(&key);
+            false
         };
         if let Some(lead) = &mut lead {
             lead.settle(if kept { Outcome::Stored } else { Outcome::Private });
@@ -631,7 +632,7 @@ where
 
 /// Puts an answer where all find it; whether it is kept here.
 fn store(filling: &Filling, key: &[u8], stored: &Arc<Stored>, now: u64) -> bool {
-    let kept = filling.cache.put(key, stored.clone());
+    let kept = filling.cache.put(key, stored);
     if kept && let Some(shared) = &filling.cache.shared {
         shared.put(key, &vary::tag(&stored.selection), stored, now);
     }
@@ -781,25 +782,22 @@ fn keep(
     let Some(reader) = fill.read(Some(rest.clone())) else {
         return http::Response::from_parts(parts, ResponseBody::Empty);
     };
-    match odd {
-        Some(end) => {
-            *rest.borrow_mut() = Some(body);
-            fill.end(end);
-            if let Some(lead) = &mut lead {
-                lead.settle(Outcome::Private);
-            }
+    if let Some(end) = odd {
+        *rest.borrow_mut() = Some(body);
+        fill.end(end);
+        if let Some(lead) = &mut lead {
+            lead.settle(Outcome::Private);
         }
-        None => {
-            if length.is_some()
-                && key == filling.key
-                && let Some(lead) = &mut lead
-            {
-                lead.settle(Outcome::Streaming(fill.clone()));
-            }
-            let fill = fill.clone();
-            let taking = Taking { filling, key, fill, body, rest, lead, reserved, left: first };
-            tokio::task::spawn_local(taking.run(now));
+    } else {
+        if length.is_some()
+            && key == filling.key
+            && let Some(lead) = &mut lead
+        {
+            lead.settle(Outcome::Streaming(fill.clone()));
         }
+        let fill = fill.clone();
+        let taking = Taking { filling, key, fill, body, rest, lead, reserved, left: first };
+        tokio::task::spawn_local(taking.run(now));
     }
     http::Response::from_parts(parts, ResponseBody::Filling(Box::new(reader)))
 }

@@ -74,6 +74,7 @@ fn sanitize(request: &mut Request) -> Result<Option<Response>, Kind> {
     let seen = look(http.headers(), trusted, context, &snapshot.claim_fields);
     context.authorized.set(seen.authorized);
     context.cookies.set(seen.cookies > 0);
+    http.body_mut().forbid(&snapshot.claim_fields);
     if http.version() == Version::HTTP_2 {
         hold_to_http1(http, &seen, snapshot.clients.max_uri)?;
     }

@@ -116,7 +116,7 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
     let names = |route: &Route| {
         route.auth.iter().flat_map(|auth| auth.forward.clone()).map(|(_, name)| name).collect::<Vec<_>>()
     };
-    let claim_fields = ClaimFields::new(routes.iter().flat_map(names));
+    let claim_fields = Arc::new(ClaimFields::new(routes.iter().flat_map(names)));
     let cache = routes.iter().any(|route| route.cache.is_some()).then(|| registry.cache(&config.file.cache));
     let verifiers: Vec<_> = verifiers.into_values().collect();
     registry.keep_only(&upstreams, &verifiers, cache.as_ref(), &routes);

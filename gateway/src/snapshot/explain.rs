@@ -160,12 +160,12 @@ pub fn explain(
         "the route is gone".clone_into(&mut told.why);
         return told;
     }
-    if let Some(asked) = cors::preflight(method, &headers) {
-        if let Some(answer) = preflight(snapshot, &head, &asked) {
-            (told.status, told.reason) = answer;
-            "a preflight is answered by the `cors:` of the route that it asks about".clone_into(&mut told.why);
-            return told;
-        }
+    if let Some(asked) = cors::preflight(method, &headers)
+        && let Some(answer) = preflight(snapshot, &head, &asked)
+    {
+        (told.status, told.reason) = answer;
+        "a preflight is answered by the `cors:` of the route that it asks about".clone_into(&mut told.why);
+        return told;
     }
     let upstream = pick(route, &headers, claims, client, &mut told);
     if decided.is_none() {

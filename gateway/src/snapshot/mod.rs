@@ -54,7 +54,7 @@ pub struct Snapshot {
     /// The verifiers.
     pub verifiers: Vec<Arc<Verifier>>,
     /// The fields in which upstreams are told what tokens claim.
-    pub claim_fields: ClaimFields,
+    pub claim_fields: Arc<ClaimFields>,
     /// The names of the gateway's own cookies.
     pub own_cookies: Vec<Box<str>>,
     /// Whether any route says what pages of other origins may do.

@@ -48,12 +48,15 @@ pub struct Registry {
     /// Since when rate limits count their time.
     pub(super) begin: Instant,
     /// The verifiers with what they are about, the text of their authorities too.
-    verifiers: HashMap<Arc<str>, (VerifierConfig, Option<Vec<u8>>, Arc<Verifier>)>,
+    verifiers: HashMap<Arc<str>, KnownVerifier>,
     /// What is kept, and where.
     cache: Option<(CacheConfig, Arc<Cache>)>,
     /// Our own listeners: no upstream may resolve to them.
     own: Arc<ArcSwap<Vec<SocketAddr>>>,
 }
+
+/// A verifier with its configuration and the text of its authorities.
+type KnownVerifier = (VerifierConfig, Option<Vec<u8>>, Arc<Verifier>);
 
 #[derive(Clone)]
 struct Known {

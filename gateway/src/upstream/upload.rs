@@ -6,6 +6,7 @@ use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -18,7 +19,7 @@ use tokio::{task::AbortHandle, time::Instant};
 
 use crate::{
     error::{Error, Kind},
-    fields,
+    fields::{self, ClaimFields},
     http1::body::Decoder,
     inbound::{Inbound, Piece},
     timer::{Sleep, Timer},
@@ -246,6 +247,8 @@ pub struct RequestBody {
     tape: Option<Tape>,
     /// Where it goes when a try is over.
     home: Option<Rc<Home>>,
+    /// Fields that only the gateway says, after a body too.
+    forbidden: Option<Arc<ClaimFields>>,
     upload: Rc<Upload>,
 }
 
@@ -323,6 +326,7 @@ impl RequestBody {
             ahead_trailers: None,
             tape: None,
             home: None,
+            forbidden: None,
             upload: Upload::new(state),
         }
     }
@@ -356,6 +360,11 @@ impl RequestBody {
             }
         }
         if self.upload.is_unfinished() { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    /// These fields do not come after it.
+    pub fn forbid(&mut self, fields: &Arc<ClaimFields>) {
+        self.forbidden = (!fields.is_empty()).then(|| fields.clone());
     }
 
     /// What is known of it.
@@ -424,6 +433,7 @@ impl Drop for RequestBody {
                 ahead_trailers: self.ahead_trailers.take(),
                 tape: self.tape.take(),
                 home: Some(home.clone()),
+                forbidden: self.forbidden.clone(),
                 upload: self.upload.clone(),
             };
             *home.body.borrow_mut() = Some(body);
@@ -438,7 +448,12 @@ impl Drop for RequestBody {
 impl RequestBody {
     /// Reads on. Once the body has ended it lets go of where it came from: what comes there next is another's.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let polled = self.poll_next(cx);
+        let mut polled = self.poll_next(cx);
+        if let (Some(forbidden), Poll::Ready(Some(Ok(frame)))) = (&self.forbidden, &mut polled)
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            forbidden.strip(trailers);
+        }
         if !self.upload.is_unfinished() {
             self.source = Source::Empty;
         }

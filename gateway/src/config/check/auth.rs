@@ -159,11 +159,11 @@ pub(super) fn check_auth(sources: &mut Sources, at: &At, auth: &AuthConfig) {
     }
     for (claim, name) in &auth.forward {
         let at = at.down("forward").down(claim.as_str());
-        if let Some(name) = header_name(sources, &at, name) {
-            if !may_carry(&name) {
-                let help = "it means something else already, and would be stripped from every client's request; use a name like `x-user-id`";
-                sources.error(&at, format!("header that cannot carry a claim: `{name}`"), help);
-            }
+        if let Some(name) = header_name(sources, &at, name)
+            && !may_carry(&name)
+        {
+            let help = "it means something else already, and would be stripped from every client's request; use a name like `x-user-id`";
+            sources.error(&at, format!("header that cannot carry a claim: `{name}`"), help);
         }
     }
 }

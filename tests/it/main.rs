@@ -5,6 +5,7 @@ mod admin;
 mod auth;
 mod breaker;
 mod bulkheads;
+mod cache;
 mod commands;
 mod drain;
 mod endpoints;

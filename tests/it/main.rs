@@ -21,6 +21,7 @@ mod reload;
 mod retries;
 mod routing;
 mod semantics;
+mod shared;
 mod streams;
 mod strict;
 mod tls;

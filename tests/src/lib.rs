@@ -11,6 +11,7 @@ pub mod gateway;
 pub mod http2;
 pub mod load;
 pub mod origin;
+pub mod redis;
 pub mod token;
 
 use std::time::Duration;

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 
 use super::{
+    auth::VerifierConfig,
     diagnostic::{Diagnostic, MOST, Report, Severity},
     env,
     file::{FileConfig, IncludedConfig, RouteConfig},
@@ -109,6 +110,8 @@ pub(super) struct Sources {
     pub(super) routes: Vec<Item<RouteConfig>>,
     /// Names of all upstreams, also of those that failed to fit.
     pub(super) upstream_names: Vec<String>,
+    /// The same of verifiers.
+    pub(super) verifier_names: Vec<String>,
     /// Whether a file or the list of includes could not be read: what seems to be missing may be there.
     pub(super) incomplete: bool,
     pub(super) hash: u64,
@@ -124,6 +127,7 @@ impl Sources {
             upstreams: Vec::new(),
             routes: Vec::new(),
             upstream_names: Vec::new(),
+            verifier_names: Vec::new(),
             incomplete: false,
             hash: 0,
         };
@@ -146,7 +150,8 @@ impl Sources {
 
     /// The main file's own keys. Each is tried on its own, so that one that does not fit hides no other.
     fn top_level(&mut self, main: usize, tree: &Tree) -> FileConfig {
-        let Tree::Map(entries) = without_lists(tree) else { return FileConfig::default() };
+        let Tree::Map(mut entries) = without_lists(tree) else { return FileConfig::default() };
+        self.verifiers(main, &mut entries);
         let fits = |entry: &(String, Tree)| {
             let fits = self.typed::<FileConfig>(&At::root(main), &Tree::Map(vec![entry.clone()])).is_some();
             self.incomplete |= !fits && entry.0 == "include";
@@ -154,6 +159,16 @@ impl Sources {
         };
         let good = entries.into_iter().filter(fits).collect();
         self.typed(&At::root(main), &Tree::Map(good)).unwrap_or_default()
+    }
+
+    /// Each verifier on its own, too: one that does not fit is told, and taken out.
+    fn verifiers(&mut self, main: usize, entries: &mut [(String, Tree)]) {
+        for (key, node) in entries.iter_mut().filter(|(key, _)| key == "auth") {
+            let Tree::Map(verifiers) = node else { continue };
+            let at = At::root(main).down(key.as_str());
+            self.verifier_names.extend(verifiers.iter().map(|(name, _)| name.clone()));
+            verifiers.retain(|(name, node)| self.typed::<VerifierConfig>(&at.down(name.as_str()), node).is_some());
+        }
     }
 
     fn includes(&mut self, main: &Path, variable: &dyn Fn(&str) -> Option<String>) {

@@ -140,7 +140,7 @@ pub fn parse_jwks(url: &str) -> Result<(String, String), String> {
 }
 
 pub(super) fn check_auth(sources: &mut Sources, at: &At, auth: &AuthConfig) {
-    let names: Vec<String> = sources.file.auth.keys().cloned().collect();
+    let names = sources.verifier_names.clone();
     if !names.contains(&auth.jwt) && !sources.incomplete {
         let known = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         let help = match did_you_mean(&auth.jwt, names.iter().map(String::as_str)) {

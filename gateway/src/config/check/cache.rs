@@ -11,12 +11,13 @@ use crate::config::{
 pub(super) fn check_cache(sources: &mut Sources) {
     let cache = sources.file.cache.clone();
     let at = At::root(0).down("cache");
-    if !(1 << 20..=1 << 40).contains(&cache.memory.0) {
+    let memory = (1 << 20..=1 << 40).contains(&cache.memory.0);
+    if !memory {
         let help = "from `1MiB` to `1024GiB`; a route without `cache:` keeps nothing";
         sources.error(&at.down("memory"), format!("size out of bounds: `{}`", cache.memory), help);
     }
     let most = cache.memory.0 / 8;
-    if cache.max_object.0 == 0 || (sources.has(&at.down("max_object")) && cache.max_object.0 > most) {
+    if memory && (cache.max_object.0 == 0 || sources.has(&at.down("max_object")) && cache.max_object.0 > most) {
         let help = format!("from `1B` to an eighth of `memory`, `{}`", Size(most));
         sources.error(&at.down("max_object"), format!("size out of bounds: `{}`", cache.max_object), &help);
     }

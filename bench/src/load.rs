@@ -22,23 +22,34 @@ pub(crate) enum Shape {
     Post(&'static str, usize),
     /// A path that is refused with 503.
     Refused(&'static str),
+    /// A path, by one who takes what is kept: without cookies, and not asking for anything newer.
+    Kept(&'static str),
+    /// A path, with a token.
+    Token(&'static str),
 }
 
 impl Shape {
     /// The request, with the eight fields of a browser.
     pub(crate) fn bytes(self) -> Vec<u8> {
         let (method, path, length) = match self {
-            Self::Get(path) | Self::Refused(path) => ("GET", path, None),
+            Self::Get(path) | Self::Refused(path) | Self::Kept(path) | Self::Token(path) => ("GET", path, None),
             Self::Post(path, length) => ("POST", path, Some(length)),
         };
         let framing = length.map(|length| format!("content-length: {length}\r\n")).unwrap_or_default();
+        let own = match self {
+            Self::Kept(_) => "dnt: 1\r\nupgrade-insecure-requests: 1\r\n".to_owned(),
+            Self::Token(_) => {
+                format!("authorization: Bearer {}\r\ncache-control: max-age=0\r\n", crate::peers::token())
+            }
+            _ => "cookie: session=0123456789abcdef; theme=dark\r\ncache-control: max-age=0\r\n".to_owned(),
+        };
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: shop.example.com\r\n\
              user-agent: Mozilla/5.0 (X11; Linux x86_64; rv:109.0) Gecko/20100101 Firefox/115.0\r\n\
              accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n\
              accept-language: en-US,en;q=0.5\r\naccept-encoding: gzip, deflate, br\r\n\
              referer: http://shop.example.com/products\r\n\
-             cookie: session=0123456789abcdef; theme=dark\r\ncache-control: max-age=0\r\n{framing}\r\n"
+             {own}{framing}\r\n"
         );
         [head.into_bytes(), vec![b'x'; length.unwrap_or(0)]].concat()
     }
@@ -46,7 +57,7 @@ impl Shape {
     /// How a good answer begins.
     fn begins(self) -> &'static str {
         match self {
-            Self::Get(_) | Self::Post(..) => "HTTP/1.1 2",
+            Self::Get(_) | Self::Post(..) | Self::Kept(_) | Self::Token(_) => "HTTP/1.1 2",
             Self::Refused(_) => "HTTP/1.1 503",
         }
     }

@@ -128,6 +128,16 @@ fn cases(turn: Duration) -> Vec<Case> {
         Case { name: "GET 1 KiB, 64 connections, 10 and 10,000 routes", plan: get(64), only: tables },
         Case { name: "GET 1 KiB, 64 connections, resilience off and on", plan: get(64), only: layers },
         Case {
+            name: "GET 1 KiB that is kept, 64 connections",
+            plan: Plan { shape: Shape::Kept("/a/1k"), ..get(64) },
+            only: &["gateway, cache", "nginx, cache, same work", "nginx, cache, bare", "Varnish"],
+        },
+        Case {
+            name: "GET 1 KiB with a token, 64 connections",
+            plan: Plan { shape: Shape::Token("/a/1k"), ..get(64) },
+            only: &["gateway", "gateway, JWT"],
+        },
+        Case {
             name: "GET that is refused, 64 connections",
             plan: Plan { shape: Shape::Refused("/a/1k"), ..get(64) },
             only: &["gateway, full"],
@@ -179,7 +189,7 @@ fn compare(peers: &Peers, rounds: usize, turn: Duration, only: &str) -> anyhow::
 
 fn takes_part(peer: &Peer, only: &[&str]) -> bool {
     // Some are for cases of their own.
-    let own = ["routes", "resilience", "full"].iter().any(|word| peer.name.contains(word));
+    let own = ["routes", "resilience", "full", "cache", "JWT", "Varnish"].iter().any(|word| peer.name.contains(word));
     if only.is_empty() { !own } else { only.contains(&peer.name.as_str()) }
 }
 

@@ -145,11 +145,23 @@ impl Peers {
         all.push(self::gateway("gateway, 10,000 routes", gateway, &dir, upstream, 10_000, Layers::Default)?);
         all.push(self::gateway("gateway, resilience off", gateway, &dir, upstream, 10, Layers::Off)?);
         all.push(self::gateway("gateway, resilience on", gateway, &dir, upstream, 10, Layers::On)?);
+        all.push(self::gateway("gateway, cache", gateway, &dir, upstream, 10, Layers::Cache)?);
+        all.push(self::gateway("gateway, JWT", gateway, &dir, upstream, 10, Layers::Jwt)?);
         all.push(self::gateway("gateway, full", gateway, &dir, silent()?, 10, Layers::Shed)?);
         let full = all.last().context("it was just put there")?.address;
         let occupied = occupy(full)?;
-        all.push(nginx("nginx, same work", &dir, upstream, true)?);
-        all.push(nginx("nginx, bare", &dir, upstream, false)?);
+        for (name, full, cache) in [
+            ("nginx, same work", true, false),
+            ("nginx, bare", false, false),
+            ("nginx, cache, same work", true, true),
+            ("nginx, cache, bare", false, true),
+        ] {
+            all.push(nginx(name, &dir, upstream, full, cache)?);
+        }
+        match varnish(&dir, upstream) {
+            Ok(peer) => all.push(peer),
+            Err(error) => eprintln!("without Varnish: {error:#}"),
+        }
         match haproxy(&dir, upstream) {
             Ok(peer) => all.push(peer),
             Err(error) => eprintln!("without HAProxy: {error:#}"),
@@ -179,6 +191,27 @@ pub(crate) enum Layers {
     On,
     /// Refused: the upstream has one place, which is taken.
     Shed,
+    /// What was asked for once is kept.
+    Cache,
+    /// Nobody comes in without a token.
+    Jwt,
+}
+
+/// The secret of the token that the load brings.
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+/// A token of that secret, as large as providers make them, good until 2100.
+pub(crate) fn token() -> String {
+    use aws_lc_rs::hmac;
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+    let roles: Vec<String> = (0..20).map(|n| format!("\"department-{n}:reader\"")).collect();
+    let claims = format!(
+        "{{\"iss\":\"https://id.example.com/\",\"aud\":\"shop\",\"sub\":\"user-1\",\"exp\":4102444800,\"scope\":\"read\",\"roles\":[{}]}}",
+        roles.join(",")
+    );
+    let message = format!("{}.{}", BASE64.encode("{\"alg\":\"HS256\",\"typ\":\"JWT\"}"), BASE64.encode(claims));
+    let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+    format!("{message}.{}", BASE64.encode(hmac::sign(&key, message.as_bytes())))
 }
 
 /// The gateway's file for this many routes.
@@ -202,10 +235,15 @@ pub(crate) fn routes(
             "stage: migrated, retry: {}, fallback: {when: [unavailable, 5xx, 404, 501]}, \
              rate_limit: {limit: 1000000/s}, timeout: {attempt: 10s}",
         ),
+        Layers::Cache => (plain, "stage: migrated, cache: {default_ttl: 10m}"),
+        Layers::Jwt => (
+            plain,
+            "stage: migrated, auth: {jwt: main, scopes: [read], forward: {sub: x-user-id}, forward_token: true}",
+        ),
         Layers::Shed => (plain + ", breaker: none, max_requests: 1, max_pending: 0", "stage: retired, retry: none"),
     };
     let mut text = format!(
-        "listen: {listen}\nadmin: {admin}\nupstreams:\n  legacy: {{url: \"http://{upstream}\", connections: {{max: 20000}}}}\n  \
+        "listen: {listen}\nadmin: {admin}\nauth:\n  main: {{issuer: \"https://id.example.com/\", audience: [shop], secret: {SECRET}}}\nupstreams:\n  legacy: {{url: \"http://{upstream}\", connections: {{max: 20000}}}}\n  \
          service: {{{service}, connections: {{max: 20000}}}}\nroutes:\n  \
          - {{name: a, match: /a/**, upstream: service, {policies}}}\n"
     );
@@ -253,7 +291,7 @@ pub(crate) fn silent() -> anyhow::Result<SocketAddr> {
     Ok(address)
 }
 
-fn nginx(name: &str, dir: &Path, upstream: SocketAddr, full: bool) -> anyhow::Result<Peer> {
+fn nginx(name: &str, dir: &Path, upstream: SocketAddr, full: bool, cache: bool) -> anyhow::Result<Peer> {
     let address = free()?;
     let dir = dir.display();
     let (log, fields) = if full {
@@ -271,20 +309,39 @@ fn nginx(name: &str, dir: &Path, upstream: SocketAddr, full: bool) -> anyhow::Re
     } else {
         ("access_log off;".to_owned(), "")
     };
-    let short = if full { "full" } else { "bare" };
+    let short = format!("{}{}", if full { "full" } else { "bare" }, if cache { "-cache" } else { "" });
+    // Without its manager and loader, so that the worker is the only child.
+    let (store, keep) = if cache {
+        (
+            format!("proxy_cache_path {dir}/{short} keys_zone=kept:10m max_size=100m use_temp_path=off;"),
+            "proxy_cache kept; proxy_cache_valid 200 10m; add_header X-Cache-Status $upstream_cache_status;",
+        )
+    } else {
+        (String::new(), "")
+    };
     let config = format!(
         "worker_processes 1; daemon off; pid {dir}/{short}.pid; error_log /dev/null; worker_rlimit_nofile 65536;\n\
          events {{ worker_connections 40000; }}\n\
-         http {{ {log} keepalive_requests 1000000000; keepalive_timeout 1h; client_max_body_size 0;\n\
+         http {{ {log} {store} sendfile on; keepalive_requests 1000000000; keepalive_timeout 1h; client_max_body_size 0;\n\
          client_body_temp_path {dir}; proxy_temp_path {dir}; fastcgi_temp_path {dir}; uwsgi_temp_path {dir}; scgi_temp_path {dir};\n\
          client_body_buffer_size 64k; proxy_buffer_size 16k; proxy_buffers 8 64k; proxy_busy_buffers_size 128k;\n\
          upstream origin {{ server {upstream}; keepalive 20000; keepalive_requests 1000000000; }}\n\
          server {{ listen {address} backlog=4096; location / {{ proxy_pass http://origin; proxy_http_version 1.1;\n\
-         proxy_set_header Connection \"\"; {fields} }} }} }}\n"
+         proxy_set_header Connection \"\"; {fields} {keep} }} }} }}\n"
     );
     let file = format!("{dir}/{short}.conf");
     std::fs::write(&file, config)?;
     peer(name, address, spawn(CORES.0, "nginx", &["-c", &file])?)
+}
+
+/// Varnish with two pools' least of threads; it logs to memory that nobody reads.
+fn varnish(dir: &Path, upstream: SocketAddr) -> anyhow::Result<Peer> {
+    let address = free()?;
+    let folder = dir.join("varnish").display().to_string();
+    let (listen, origin) = (address.to_string(), upstream.to_string());
+    let arguments =
+        ["-F", "-n", &folder, "-a", &listen, "-b", &origin, "-s", "malloc,64m", "-t", "600", "-p", "thread_pools=1"];
+    peer("Varnish", address, spawn(CORES.0, "varnishd", &arguments)?)
 }
 
 fn haproxy(dir: &Path, upstream: SocketAddr) -> anyhow::Result<Peer> {
@@ -318,7 +375,7 @@ fn peer(name: &str, address: SocketAddr, process: Child) -> anyhow::Result<Peer>
     let id = this.process.id();
     // nginx has a master and a worker, which may come after the listener.
     let until = Instant::now() + Duration::from_secs(20);
-    while name.starts_with("nginx") {
+    while name.starts_with("nginx") || name == "Varnish" {
         let workers = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
         this.ids = workers.split_whitespace().filter_map(|id| id.parse().ok()).collect();
         if !this.ids.is_empty() {

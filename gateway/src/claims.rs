@@ -79,7 +79,8 @@ fn text(value: &Value) -> Option<Cow<'_, str>> {
     match value {
         Value::String(text) if text.is_empty() => None,
         Value::String(text) => Some(Cow::Borrowed(text)),
-        Value::Number(number) => Some(Cow::Owned(number.to_string())),
+        // A larger one has lost digits already: two of them would be one.
+        Value::Number(number) if number.is_i64() || number.is_u64() => Some(Cow::Owned(number.to_string())),
         Value::Bool(is) => Some(Cow::Borrowed(if *is { "true" } else { "false" })),
         _ => None,
     }

@@ -24,7 +24,11 @@ use crate::{
     fields,
     http1::head::reuse_map,
     inbound::Inbound,
-    routing::cohort::Why,
+    routing::{
+        cohort::Why,
+        predicate::Head,
+        table::{Found, Match},
+    },
     snapshot::{Route, Snapshot, Store},
     telemetry::{
         access_log::{AccessLog, Line},
@@ -503,6 +507,25 @@ impl Exchange {
     /// What runs for this request.
     pub fn snapshot(&self) -> &Snapshot {
         &self.local.snapshot
+    }
+
+    /// Which rule a request has, should it come by this method.
+    pub fn find(&self, http: &http::Request<RequestBody>, method: &Method) -> Match {
+        let path = http.uri().path().as_bytes();
+        let head = Head {
+            host: self.host.get().map_or(b"", HeaderValue::as_bytes),
+            key: self.key.get().map_or_else(|| path.get(1..).unwrap_or_default(), Vec::as_slice),
+            method,
+            headers: http.headers(),
+            query: http.uri().query().unwrap_or_default(),
+        };
+        let table = &self.snapshot().table;
+        match self.literal.get() {
+            // `OPTIONS *` asks the server as a whole: the monolith's to answer.
+            _ if path == b"*" => Match { found: Found::Nothing, guards: Vec::new() },
+            None => table.find(&head),
+            Some(literal) => table.find_either(&Head { key: literal, ..head }, &head),
+        }
     }
 
     /// Its route.

@@ -124,7 +124,10 @@ pub fn is_forbidden_in_trailers(name: &HeaderName) -> bool {
         header::VIA,
         header::AGE,
     ];
-    is_hop_by_hop(name.as_str()) || voice(name.as_str()).is_some() || FORBIDDEN.contains(name)
+    is_hop_by_hop(name.as_str())
+        || voice(name.as_str()).is_some()
+        || is_method_override(name.as_str())
+        || FORBIDDEN.contains(name)
 }
 
 /// The fields that a `Connection` field names (RFC 9110 §7.6.1), but for those that no sender may name there.

@@ -42,12 +42,12 @@ pub fn pipeline()
         .layer(layer_fn(Admit::new))
         // Router and upstream must see the same path and fields, and only what the client may say.
         .layer(layer_fn(Sanitize::new))
+        // What a page may be told, refusals too; a preflight asks about another request's route.
+        .layer(layer_fn(AllowOrigins::new))
         // One snapshot a request; matches without claims. Answers 405, 410 and 413 itself.
         .layer(layer_fn(FindRoute::new))
         // Covers the wait for a connection and every try; never a tunnel after its 101.
         .layer(layer_fn(Deadline::new))
-        // What a page may be told, refusals too; a preflight brings no token.
-        .layer(layer_fn(AllowOrigins::new))
         // A cheap shield before what is dear.
         .layer(layer_fn(LimitRate::new))
         // Before anything that is somebody's: signatures are dear, a stored answer may be private.

@@ -62,7 +62,7 @@ pub(super) fn status(control: &Control) -> Value {
             let redis = cache.shared.as_ref().map(|shared| if shared.is_up() { "up" } else { "down" });
             json!({"resources": resources, "bytes": bytes, "redis": redis})
         }),
-        "verifiers": snapshot.verifiers.iter().map(|verifier| json!({"name": *verifier.name, "keys": verifier.count()})).collect::<Vec<_>>(),
+        "verifiers": snapshot.verifiers.iter().map(|verifier| json!({"name": *verifier.name, "keys": verifier.count(), "failures": verifier.failures()})).collect::<Vec<_>>(),
         "routes": routes(&snapshot),
     })
 }
@@ -153,6 +153,7 @@ fn describe(route: &Route, snapshot: &Snapshot) -> Value {
         "group": route.cohort.as_ref().map(|values| values.cohort.group.to_string()),
         "requests": arms,
         "retries": route.stats.rare.retries.load(Relaxed),
+        "auth_refused": route.stats.rare.unauthorized.load(Relaxed),
         "rate_limited": route.stats.rare.limited.load(Relaxed),
         "auth": route.auth.as_ref().map(|auth| auth.verifier.name.to_string()),
         "cache": route.cache.map(|_| SERVED.into_iter().zip(&route.stats.rare.cache).map(|(word, count)| (word.to_owned(), count.load(Relaxed).into())).collect::<serde_json::Map<String, Value>>()),

@@ -141,6 +141,10 @@ impl Cors {
     /// What is said with every other answer.
     pub fn told(&self, origin: Option<&HeaderValue>) -> Vec<(HeaderName, HeaderValue)> {
         let mut told = Vec::new();
+        // One answer for all is said to all: a browser may have kept it from when nobody asked.
+        let all = HeaderValue::from_static("*");
+        let open = matches!(self.origins, Origins::Any) && !self.credentials;
+        let origin = if open { Some(&all) } else { origin };
         if let Some(allowed) = origin.and_then(|origin| self.allows(origin)) {
             told.push((header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed));
             if self.credentials {
@@ -149,7 +153,7 @@ impl Cors {
             told.extend(self.expose.clone().map(|expose| (header::ACCESS_CONTROL_EXPOSE_HEADERS, expose)));
         }
         // What another origin is told is another answer.
-        if self.credentials || !matches!(self.origins, Origins::Any) {
+        if !open {
             told.push((header::VARY, HeaderValue::from_static("Origin")));
         }
         told

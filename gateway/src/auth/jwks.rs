@@ -3,7 +3,11 @@
 //! One task a verifier, beside the workers. Whatever a provider does (is down, stalls, talks nonsense),
 //! the last good set stays.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
@@ -14,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Source, Verifier};
 use crate::{
-    cache::directives::CacheControl,
+    cache::{directives::CacheControl, range},
     upstream::{Upstream, connect},
 };
 
@@ -35,16 +39,17 @@ const RETRY_LATEST: Duration = Duration::from_mins(1);
 
 /// Keeps the keys for ever.
 pub async fn keep(verifier: Arc<Verifier>) {
-    let mut failures = 0_u32;
-    // When an unknown key may ask for the next fetch.
+    // When requests may ask for the next fetch.
     let mut allowed = Instant::now();
-    let mut sought = false;
-    loop {
+    for number in 1.. {
+        verifier.progress.send_modify(|progress| {
+            progress.started = number;
+            progress.allowed = allowed;
+        });
         let fetched = match verifier.source() {
             Source::Fixed => return,
             Source::File(path) => {
-                let text = tokio::fs::read(path).await.map_err(|error| error.to_string());
-                text.and_then(|text| verifier.take(&text, true)).map(|changed| (changed, LOOK))
+                read(path).await.and_then(|text| verifier.take(&text, true)).map(|changed| (changed, LOOK))
             }
             Source::Url(upstream, target) => match timeout(FETCH, fetch(upstream, target)).await {
                 Ok(Ok((text, fresh))) => verifier.take(&text, false).map(|changed| (changed, fresh)),
@@ -52,32 +57,15 @@ pub async fn keep(verifier: Arc<Verifier>) {
                 Err(_) => Err(format!("no whole answer within {} s", FETCH.as_secs())),
             },
         };
-        let name = &*verifier.name;
-        let pause = match fetched {
-            Ok((changed, pause)) => {
-                if changed || failures > 0 {
-                    tracing::info!(verifier = name, keys = verifier.count(), changed, "the keys were read");
-                }
-                failures = 0;
-                pause
-            }
-            Err(why) => {
-                failures += 1;
-                let kept = if verifier.generation() > 0 { "the last good ones stay" } else { "there are none" };
-                tracing::warn!(verifier = name, why, failures, "the keys cannot be had; {kept}");
-                let backoff = RETRY.saturating_mul(1 << failures.min(10)).min(RETRY_LATEST);
-                if matches!(verifier.source(), Source::File(_)) { LOOK } else { backoff }
-            }
-        };
-        if sought {
-            verifier.note_absent();
-        }
+        let failed = fetched.is_err();
+        let pause = tell(&verifier, fetched);
+        verifier.note_absent(number, failed);
         verifier.progress.send_modify(|progress| {
-            progress.allowed = allowed;
-            progress.ended += 1;
-            progress.sought += u64::from(sought);
+            progress.ended = number;
+            progress.failed = failed;
         });
-        let next = Instant::now() + pause;
+        // Not all gateways at the same moment.
+        let next = Instant::now() + pause.mul_f64(1.0 - f64::from(spread(number)) / 1000.0);
         let mut wanted = false;
         loop {
             tokio::select! {
@@ -87,11 +75,45 @@ pub async fn keep(verifier: Arc<Verifier>) {
             }
         }
         // Whoever asked is served by a fetch that was due anyway, too.
-        sought = wanted;
-        if sought {
+        if wanted {
             allowed = Instant::now() + verifier.cooldown;
         }
     }
+}
+
+/// Says how it went; when to fetch again.
+fn tell(verifier: &Verifier, fetched: Result<(bool, Duration), String>) -> Duration {
+    let name = &*verifier.name;
+    match fetched {
+        Ok((changed, pause)) => {
+            let failures = verifier.failures.swap(0, Relaxed);
+            if changed || failures > 0 {
+                tracing::info!(verifier = name, keys = verifier.count(), changed, "the keys were read");
+            }
+            pause
+        }
+        Err(why) => {
+            let failures = verifier.failures.fetch_add(1, Relaxed) + 1;
+            let kept = if verifier.generation() > 0 { "the last good ones stay" } else { "there are none" };
+            tracing::warn!(verifier = name, why, failures, "the keys cannot be had; {kept}");
+            let doubled = RETRY.saturating_mul(1 << (failures - 1).min(10));
+            if matches!(verifier.source(), Source::File(_)) { LOOK } else { doubled.min(RETRY_LATEST) }
+        }
+    }
+}
+
+/// A number below a hundred.
+fn spread(number: u64) -> u32 {
+    let hash = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), number);
+    u32::try_from(hash % 100).unwrap_or(0)
+}
+
+async fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let size = tokio::fs::metadata(path).await.map_err(|error| error.to_string())?.len();
+    if size > LARGEST as u64 {
+        return Err(format!("larger than {LARGEST} bytes"));
+    }
+    tokio::fs::read(path).await.map_err(|error| error.to_string())
 }
 
 /// Asks for a set; for how long it is fresh.
@@ -133,7 +155,9 @@ impl Drop for Running {
 fn freshness(headers: &HeaderMap) -> Duration {
     let control = CacheControl::of(headers.get_all(header::CACHE_CONTROL));
     let age = headers.get(header::AGE).and_then(|age: &HeaderValue| age.to_str().ok()?.parse().ok()).unwrap_or(0);
-    let said = control.max_age.map(|seconds| Duration::from_secs(seconds.saturating_sub(age)));
+    let date = |name| headers.get(name).and_then(range::date);
+    let expires = || Some(date(header::EXPIRES)?.saturating_sub(date(header::DATE)?));
+    let said = control.max_age.or_else(expires).map(|seconds| Duration::from_secs(seconds.saturating_sub(age)));
     let said = if control.no_store || control.no_cache { Some(SOONEST) } else { said };
     said.unwrap_or(FRESH).clamp(SOONEST, LATEST)
 }

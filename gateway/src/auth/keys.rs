@@ -46,9 +46,9 @@ impl Key {
         (secret.len() >= least).then(key)
     }
 
-    /// Whether it may be the one that a token names.
+    /// Whether it may be the one that a token names; a key without a name may be any.
     pub fn fits(&self, id: Option<&str>, algorithm: Algorithm) -> bool {
-        self.algorithm == algorithm && (id.is_none() || self.id.as_deref() == id)
+        self.algorithm == algorithm && (id.is_none() || self.id.is_none() || self.id.as_deref() == id)
     }
 
     /// Whether it signed this.
@@ -132,8 +132,16 @@ pub fn read(text: &[u8], allowed: &[Algorithm], secrets: bool) -> Result<Vec<Key
     Ok(keys)
 }
 
+/// Of what a set says, in whatever order it says it.
+pub fn fingerprint(text: &[u8]) -> u64 {
+    let Ok(set) = serde_json::from_slice::<Set>(text) else { return 0 };
+    let mut keys: Vec<String> = set.keys.iter().map(ToString::to_string).collect();
+    keys.sort_unstable();
+    twox_hash::XxHash3_64::oneshot(keys.join("\n").as_bytes())
+}
+
 fn key(jwk: &Jwk, algorithm: Algorithm) -> Option<Key> {
-    if jwk.alg.as_deref().is_some_and(|named| named != algorithm.word()) {
+    if jwk.alg.as_deref().is_some_and(|named| Algorithm::parse(named) != Some(algorithm)) {
         return None;
     }
     let bytes = |text: &Option<String>| URL_SAFE_NO_PAD.decode(text.as_deref()?.trim_end_matches('=')).ok();

@@ -11,12 +11,12 @@ pub mod memo;
 pub mod token;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -35,8 +35,6 @@ use crate::{
     upstream::Upstream,
 };
 
-/// Requests that wait for keys of one verifier, at most.
-const WAITING: usize = 1_000;
 /// Unknown names of keys that are remembered.
 const ABSENT: usize = 2_000;
 /// The longest of them.
@@ -72,7 +70,9 @@ pub struct Keys {
     /// Counts up whenever they change; 0 while there never were any.
     pub generation: u64,
     all: Vec<Key>,
-    /// Of the text that they were read from.
+    /// What they were read from.
+    text: Box<[u8]>,
+    /// Of what it says, in whatever order.
     hash: u64,
 }
 
@@ -97,12 +97,27 @@ pub enum Source {
 /// What has happened to the keys so far.
 #[derive(Clone, Copy, Debug)]
 struct Progress {
-    /// Fetches that ended, well or not.
+    /// The number of the fetch that began last.
+    started: u64,
+    /// The number of the one that ended last.
     ended: u64,
-    /// Those of them that an unknown key had asked for.
-    sought: u64,
-    /// When the next of those may begin.
+    /// Whether that one failed.
+    failed: bool,
+    /// When the next that requests ask for may begin.
     allowed: Instant,
+    /// Whether nobody fetches any more.
+    closed: bool,
+}
+
+/// What waiting for keys came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// They are there: look again.
+    Again,
+    /// There is no such key.
+    Absent,
+    /// Nobody knows: the keys cannot be had.
+    Unavailable,
 }
 
 /// A named verifier.
@@ -122,11 +137,11 @@ pub struct Verifier {
     keys: ArcSwap<Keys>,
     wanted: Notify,
     progress: watch::Sender<Progress>,
-    waiting: AtomicUsize,
-    /// Names that requests wait for.
-    sought: Mutex<HashSet<Box<str>>>,
-    /// Names that a fetch did not bring, and when it was found out.
-    absent: Mutex<HashMap<Box<str>, Instant>>,
+    failures: AtomicU64,
+    /// Names that requests wait for, and the fetch that will tell.
+    sought: Mutex<HashMap<Box<str>, u64>>,
+    /// Names that a fetch did not bring, when that was found out, and whether it had failed.
+    absent: Mutex<HashMap<Box<str>, (Instant, bool)>>,
 }
 
 impl fmt::Debug for Verifier {
@@ -136,12 +151,13 @@ impl fmt::Debug for Verifier {
 }
 
 impl Verifier {
-    /// A verifier as the file says. `server` makes the upstream of a URL's host. Keys of a file are read here, so that a bad one is
+    /// A verifier as the file says. `server` makes the upstream of a URL's host; `before` is one whose keys came from the same URL. Keys of a file are read here, so that a bad one is
     /// refused with the file.
     pub fn new(
         name: &str,
         config: &VerifierConfig,
         folder: &Path,
+        before: Option<&Self>,
         server: impl FnOnce(&str) -> Result<(Arc<Upstream>, Box<str>), String>,
     ) -> Result<Self, String> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -149,15 +165,21 @@ impl Verifier {
         let mut first = Keys::default();
         let source = if let Some(secret) = &config.secret {
             let key = |algorithm: &Algorithm| Key::secret(secret.as_bytes(), *algorithm);
-            first = Keys { generation: 1, all: algorithms.iter().filter_map(key).collect(), hash: 0 };
+            first = Keys { generation: 1, all: algorithms.iter().filter_map(key).collect(), ..Keys::default() };
             Source::Fixed
         } else if let Some(file) = &config.jwks_file {
             let path = folder.join(file);
             let text = std::fs::read(&path).map_err(|error| format!("`{}`: {error}", path.display()))?;
             let keys = keys::read(&text, &algorithms, true).map_err(|why| format!("`{}`: {why}", path.display()))?;
-            first = Keys { generation: 1, all: keys, hash: hash(&text) };
+            first = Keys { generation: 1, all: keys, hash: keys::fingerprint(&text), text: text.into() };
             Source::File(path)
         } else {
+            // The last good set of the same place is good for other terms, too.
+            if let Some(text) = before.map(|before| before.keys.load().text.clone()).filter(|text| !text.is_empty())
+                && let Ok(keys) = keys::read(&text, &algorithms, false)
+            {
+                first = Keys { generation: 1, all: keys, hash: keys::fingerprint(&text), text };
+            }
             let (upstream, target) = server(config.jwks.as_deref().unwrap_or_default())?;
             Source::Url(upstream, target)
         };
@@ -175,8 +197,14 @@ impl Verifier {
             source,
             keys: ArcSwap::from_pointee(first),
             wanted: Notify::new(),
-            progress: watch::Sender::new(Progress { ended: 0, sought: 0, allowed: Instant::now() }),
-            waiting: AtomicUsize::new(0),
+            progress: watch::Sender::new(Progress {
+                started: 0,
+                ended: 0,
+                failed: false,
+                allowed: Instant::now(),
+                closed: false,
+            }),
+            failures: AtomicU64::new(0),
             sought: Mutex::default(),
             absent: Mutex::default(),
         })
@@ -222,6 +250,8 @@ impl Verifier {
         }
         match id {
             Some(id) if !keys.has(id) => Err(Refusal::UnknownKey(id.into())),
+            // One that names no key may be of one that is not there yet.
+            None if !matches!(self.source, Source::Fixed) => Err(Refusal::UnknownKey("".into())),
             _ => Err(Refusal::Invalid("the token's signature does not fit")),
         }
     }
@@ -264,89 +294,122 @@ impl Verifier {
         Ok(until)
     }
 
-    /// Waits for the keys that a refusal misses; whether looking again may help.
-    pub async fn wait(&self, missing: &Refusal) -> bool {
+    /// Waits for the keys that a refusal misses.
+    pub async fn wait(&self, missing: &Refusal) -> Waited {
         let mut progress = self.progress.subscribe();
         let before = *progress.borrow_and_update();
-        match missing {
-            Refusal::Invalid(_) => return false,
-            // The first fetch has failed already, and the next will come by itself.
-            Refusal::NoKeys if before.ended > 0 => return self.generation() > 0,
-            Refusal::NoKeys => {}
-            Refusal::UnknownKey(id) => {
-                // Names are as long as their sender likes, and a fetch may not be allowed for long.
-                let far = before.allowed.saturating_duration_since(Instant::now()) > PATIENCE;
-                if !matches!(self.source, Source::Url(..)) || self.is_absent(id) || far || id.len() > NAME {
-                    return false;
-                }
+        let generation = self.generation();
+        let id = match missing {
+            Refusal::Invalid(_) => return Waited::Absent,
+            // They came in between.
+            Refusal::NoKeys if generation > 0 => return Waited::Again,
+            Refusal::UnknownKey(id) if self.keys.load().has(id) => return Waited::Again,
+            Refusal::NoKeys if before.closed || before.ended > 0 => {
+                // Not as late as it would come by itself.
+                self.wanted.notify_one();
+                return Waited::Unavailable;
             }
-        }
-        let Some(_place) = Waiting::begin(&self.waiting) else { return false };
-        let Refusal::UnknownKey(id) = missing else {
-            let _ = progress.wait_for(|now| now.ended > before.ended).await;
-            return self.generation() > 0;
+            Refusal::NoKeys => "",
+            Refusal::UnknownKey(id) => &**id,
         };
-        {
-            let mut sought = self.sought.lock().unwrap_or_else(PoisonError::into_inner);
-            if sought.len() >= ABSENT {
-                return false;
+        let mut needed = 1;
+        if matches!(missing, Refusal::UnknownKey(_)) {
+            // No key has such a name, or none will come.
+            if matches!(self.source, Source::Fixed) || id.len() > NAME {
+                return Waited::Absent;
             }
-            sought.insert(id.clone());
+            match self.absence(id) {
+                None => {}
+                Some(true) => return Waited::Unavailable,
+                Some(false) => return Waited::Absent,
+            }
+            let far = before.allowed.saturating_duration_since(Instant::now()) > PATIENCE;
+            needed = match (far, before.started > before.ended) {
+                // One that began before may have been answered before the key was there.
+                (false, _) => before.started + 1,
+                (true, true) => before.started,
+                (true, false) => return Waited::Absent,
+            };
+            if !self.seek(id, needed) {
+                return Waited::Unavailable;
+            }
+            if !far {
+                self.wanted.notify_one();
+            }
         }
-        self.wanted.notify_one();
-        let _ = progress.wait_for(|now| now.sought > before.sought).await;
-        self.keys.load().has(id)
+        loop {
+            if progress.changed().await.is_err() {
+                return Waited::Unavailable;
+            }
+            let now = *progress.borrow_and_update();
+            let keys = self.keys.load();
+            if keys.has(id) || (id.is_empty() && keys.generation > generation) {
+                return Waited::Again;
+            }
+            if now.closed || now.ended >= needed {
+                return if now.failed || now.closed { Waited::Unavailable } else { Waited::Absent };
+            }
+        }
     }
 
-    /// Whether a fetch of late did not bring this key.
-    fn is_absent(&self, id: &str) -> bool {
+    /// Whether a fetch of late did not bring this key; whether it failed.
+    fn absence(&self, id: &str) -> Option<bool> {
         let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
-        absent.get(id).is_some_and(|since| since.elapsed() < self.cooldown)
+        let (since, failed) = absent.get(id)?;
+        (since.elapsed() < self.cooldown).then_some(*failed)
+    }
+
+    /// Notes that requests wait for a key, and for which fetch; not where too many are waited for.
+    fn seek(&self, id: &str, needed: u64) -> bool {
+        let mut sought = self.sought.lock().unwrap_or_else(PoisonError::into_inner);
+        if !sought.contains_key(id) && sought.len() >= ABSENT {
+            return false;
+        }
+        sought.entry(id.into()).or_insert(needed);
+        true
     }
 
     /// A fetch has ended: what it did not bring is not asked for again at once.
-    fn note_absent(&self) {
-        let sought = std::mem::take(&mut *self.sought.lock().unwrap_or_else(PoisonError::into_inner));
+    fn note_absent(&self, fetch: u64, failed: bool) {
+        let mut sought = self.sought.lock().unwrap_or_else(PoisonError::into_inner);
         let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
-        if absent.len() + sought.len() > ABSENT {
+        if absent.len() + sought.len() > 2 * ABSENT {
             absent.clear();
         }
         let keys = self.keys.load();
         let now = Instant::now();
-        absent.extend(sought.into_iter().filter(|id| !keys.has(id)).map(|id| (id, now)));
+        sought.retain(|id, needed| {
+            if fetch < *needed {
+                return true;
+            }
+            if !keys.has(id) {
+                absent.insert(id.clone(), (now, failed));
+            }
+            false
+        });
+    }
+
+    /// Nobody fetches any more: whoever waits need not.
+    pub fn close(&self) {
+        self.progress.send_modify(|progress| progress.closed = true);
+    }
+
+    /// Fetches that failed since the last that did not.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Relaxed)
     }
 
     /// Takes over a set, if it is another; whether it was.
     fn take(&self, text: &[u8], secrets: bool) -> Result<bool, String> {
         let old = self.keys.load();
-        let hash = hash(text);
+        let hash = keys::fingerprint(text);
         if old.generation > 0 && old.hash == hash {
             return Ok(false);
         }
         let keys = keys::read(text, &self.algorithms, secrets)?;
-        self.keys.store(Arc::new(Keys { generation: old.generation + 1, all: keys, hash }));
+        self.keys.store(Arc::new(Keys { generation: old.generation + 1, all: keys, hash, text: text.into() }));
         Ok(true)
     }
-}
-
-/// A place among those that wait.
-struct Waiting<'v>(&'v AtomicUsize);
-
-impl<'v> Waiting<'v> {
-    fn begin(count: &'v AtomicUsize) -> Option<Self> {
-        let place = Self(count);
-        (count.fetch_add(1, Relaxed) < WAITING).then_some(place)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-fn hash(text: &[u8]) -> u64 {
-    twox_hash::XxHash3_64::oneshot(text)
 }
 
 /// A media type without the prefix that a token may leave out (RFC 7515 §4.1.9).

@@ -18,7 +18,7 @@ pub struct VerifierConfig {
     pub issuer: Option<String>,
     /// Who we are: `aud` must name one of them.
     pub audience: Vec<String>,
-    /// The algorithms that are taken; the token never chooses. A key serves one algorithm: the one that its `alg` names, or else those of this list that fit its type. Default: `[RS256, ES256]`, with `secret` `[HS256]`.
+    /// The algorithms that are taken; the token never chooses. A secret has one. A key serves one algorithm: the one that its `alg` names, or else those of this list that fit its type. Default: `[RS256, ES256]`, with `secret` `[HS256]`.
     pub algorithms: Vec<Algorithm>,
     /// The URL of a JWK Set (RFC 7517): `https`, or `http` on loopback. Never followed through a redirect; fetched again when its `Cache-Control` says so (each 10 minutes where it says nothing, at least each day, at most each minute) and when a token names a key that it does not have.
     pub jwks: Option<String>,
@@ -127,6 +127,8 @@ impl Algorithm {
 
     /// The algorithm of a name.
     pub fn parse(word: &str) -> Option<Self> {
+        // RFC 9864 calls the one curve of `EdDSA` that is spoken here by its own name.
+        let word = if word == "Ed25519" { "EdDSA" } else { word };
         Self::ALL.into_iter().find(|known| known.word() == word)
     }
 

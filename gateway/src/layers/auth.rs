@@ -3,7 +3,11 @@
 //! The route's verifier and those of its guards: a request that falls to a less specific rule meets the same
 //! door. A preflight brings no token by design, and goes on without.
 
-use std::{borrow::Cow, rc::Rc, sync::Arc};
+use std::{
+    borrow::Cow,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use futures_util::future::Either;
 use http::{HeaderMap, HeaderValue, header};
@@ -11,7 +15,7 @@ use tower::Service;
 
 use super::{Later, always_ready};
 use crate::{
-    auth::{Refusal, Verifier, cors, memo::Memo},
+    auth::{Refusal, Verifier, Waited, cors, memo::Memo},
     claims::Claims,
     context::{Exchange, Request, Response},
     error::{Error, Kind},
@@ -49,6 +53,10 @@ where
         // A method override makes it another request than a preflight is.
         let preflight = !context.overridden.get() && cors::preflight(&context.method, request.http.headers()).is_some();
         if none || preflight {
+            // What it brings all the same was not looked at, and goes no further than what was.
+            if context.route().auth.as_ref().is_some_and(|auth| !auth.forward_token) {
+                request.http.headers_mut().remove(header::AUTHORIZATION);
+            }
             return Either::Left(self.inner.call(request));
         }
         // With keys at hand nothing waits.
@@ -67,11 +75,12 @@ where
                     let mut missing = first;
                     loop {
                         let (index, refusal) = missing;
-                        let again = match auth_of(&context, index) {
+                        let waited = match auth_of(&context, index) {
                             Some(auth) => auth.verifier.wait(&refusal).await,
-                            None => false,
+                            None => Waited::Absent,
                         };
-                        if !again {
+                        let refusal = if waited == Waited::Unavailable { Refusal::NoKeys } else { refusal };
+                        if waited != Waited::Again {
                             request.discard();
                             return Err(refused(&context, index, &refusal));
                         }
@@ -165,10 +174,11 @@ fn enter(request: &mut Request, claims: Option<Rc<Claims>>) {
 /// The answer to whoever is not let in (RFC 6750 §3).
 fn refused(context: &Exchange, route: usize, refusal: &Refusal) -> Error {
     let Some(auth) = auth_of(context, route) else { return Error::new(Kind::Internal) };
+    context.route().stats.rare.unauthorized.fetch_add(1, Relaxed);
     let verifier: &Arc<Verifier> = &auth.verifier;
     let (kind, code, why): (_, _, Cow<'static, str>) = match refusal {
         Refusal::NoKeys => {
-            let detail = format!("verifier `{}` has no keys yet", verifier.name);
+            let detail = format!("the keys of verifier `{}` cannot be had", verifier.name);
             return Error { detail, ..Error::new(Kind::NoKeys) };
         }
         Refusal::Invalid(NONE) => (Kind::Unauthorized, None, NONE.into()),
@@ -178,6 +188,9 @@ fn refused(context: &Exchange, route: usize, refusal: &Refusal) -> Error {
             (Kind::Forbidden, Some("insufficient_scope"), why.into())
         }
         Refusal::Invalid(why) => (Kind::Unauthorized, Some("invalid_token"), (*why).into()),
+        Refusal::UnknownKey(id) if id.is_empty() => {
+            (Kind::Unauthorized, Some("invalid_token"), "the token's signature does not fit".into())
+        }
         Refusal::UnknownKey(_) => {
             (Kind::Unauthorized, Some("invalid_token"), "the token names a key that its issuer does not have".into())
         }

@@ -1,6 +1,6 @@
 //! Answers preflights by the route's `cors:`, and says with every answer who may read it.
 //!
-//! Outside of the limits and the door: a page must be able to read why it was refused.
+//! Outside of all that may refuse a request but for its form: a page must be able to read why.
 
 use futures_util::future::Either;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -12,7 +12,7 @@ use crate::{
     body::ResponseBody,
     context::{Request, Response},
     error::{Error, Kind},
-    routing::{predicate::Head, table::Found},
+    routing::table::Found,
     snapshot::Route,
 };
 
@@ -49,9 +49,11 @@ where
             request.discard();
             return Either::Right(Box::pin(std::future::ready(answer)));
         }
-        let Some(cors) = &context.route().cors else { return Either::Left(self.inner.call(request)) };
-        let told = cors.told(request.http.headers().get(header::ORIGIN));
+        let origin = request.http.headers().get(header::ORIGIN).cloned();
         let future = self.inner.call(request);
+        // Its route was found meanwhile, also where it refuses.
+        let Some(cors) = &context.route().cors else { return Either::Left(future) };
+        let told = cors.told(origin.as_ref());
         Either::Right(Box::pin(async move {
             match future.await {
                 Ok(mut response) => {
@@ -101,17 +103,8 @@ fn vary(headers: &mut HeaderMap) {
 
 /// The route that the request will have which a preflight asks about: it comes by another method.
 fn meant<'r>(request: &'r Request, method: &http::Method) -> &'r Route {
-    let Request { http, context } = request;
-    let snapshot = context.snapshot();
-    let path = http.uri().path().as_bytes();
-    let head = Head {
-        host: context.host.get().map_or(b"", HeaderValue::as_bytes),
-        key: context.key.get().map_or_else(|| path.get(1..).unwrap_or_default(), Vec::as_slice),
-        method,
-        headers: http.headers(),
-        query: http.uri().query().unwrap_or_default(),
-    };
-    match snapshot.table.find(&head).found {
+    let snapshot = request.context.snapshot();
+    match request.context.find(&request.http, method).found {
         Found::Rule(index) | Found::Refused(index) => &snapshot.routes[index],
         Found::Nothing => &snapshot.routes[snapshot.unrouted()],
     }

@@ -13,10 +13,7 @@ use crate::{
     config::Stage,
     context::{Request, Response},
     error::{Error, Kind, problem_response},
-    routing::{
-        predicate::Head,
-        table::{Found, Match},
-    },
+    routing::table::{Found, Match},
     snapshot::Route,
 };
 
@@ -58,27 +55,14 @@ where
 fn find(request: &Request) -> Option<Result<Response, Error>> {
     let Request { http, context } = request;
     let snapshot = context.snapshot();
-    let path = http.uri().path().as_bytes();
-    let head = Head {
-        host: context.host.get().map_or(b"", HeaderValue::as_bytes),
-        key: context.key.get().map_or_else(|| path.get(1..).unwrap_or_default(), Vec::as_slice),
-        method: http.method(),
-        headers: http.headers(),
-        query: http.uri().query().unwrap_or_default(),
-    };
-    // `OPTIONS *` asks the server as a whole: the monolith's to answer.
-    let Match { found, guards } = match context.literal.get() {
-        _ if path == b"*" => Match { found: Found::Nothing, guards: &[] },
-        None => snapshot.table.find(&head),
-        Some(literal) => snapshot.table.find_either(&Head { key: literal, ..head }, &head),
-    };
+    let Match { found, guards } = context.find(http, http.method());
     if !guards.is_empty() {
         // What `defaults` say of limits holds wherever it falls. A door is met again, also where the other route has none.
         let own = |rule: &usize| {
             let route = &snapshot.routes[*rule];
             route.rate_limit.as_ref().is_some_and(|limit| limit.own) || route.auth.is_some()
         };
-        context.guards.borrow_mut().extend(guards.iter().map(|entry| entry.rule()).filter(own));
+        context.guards.borrow_mut().extend(guards.into_iter().filter(own));
     }
     let index = match found {
         Found::Rule(index) => index,

@@ -75,11 +75,12 @@ struct Group {
 
 /// What a request matches.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Match<'t> {
+pub struct Match {
     /// Which rule answers.
     pub found: Found,
-    /// The rules of the best path match when their predicates failed: what guards them guards the request wherever it falls.
-    pub guards: &'t [Entry],
+    /// The rules whose path matched and whose predicates failed before one answered: what guards them guards the request wherever
+    /// it falls.
+    pub guards: Vec<RuleIndex>,
 }
 
 /// Which rule answers.
@@ -130,17 +131,15 @@ impl Table {
     }
 
     /// Finds the most specific rule that holds.
-    pub fn find(&self, head: &Head<'_>) -> Match<'_> {
-        let mut guards: &[Entry] = &[];
+    pub fn find(&self, head: &Head<'_>) -> Match {
+        let mut guards = Vec::new();
         let found = self.walk(head, &mut |group| {
             for entry in group {
                 if entry.plain || self.rules[entry.rule()].predicates.check(head).is_ok() {
                     return ControlFlow::Break(Found::Rule(entry.rule()));
                 }
             }
-            if guards.is_empty() {
-                guards = group;
-            }
+            guards.extend(group.iter().map(|entry| entry.rule()));
             match group.iter().find(|entry| self.rules[entry.rule()].terminal) {
                 Some(terminal) => ControlFlow::Break(Found::Refused(terminal.rule())),
                 None => ControlFlow::Continue(()),
@@ -150,15 +149,27 @@ impl Table {
         Match { found, guards }
     }
 
-    /// Finds the rule of a path that upstreams read in two ways: a terminal one in either way, else that of the first way.
-    pub fn find_either(&self, first: &Head<'_>, second: &Head<'_>) -> Match<'_> {
+    /// Finds the rule of a path that upstreams read in two ways: a terminal one in either way, else that of the first way. What
+    /// guards either reading guards the request.
+    pub fn find_either(&self, first: &Head<'_>, second: &Head<'_>) -> Match {
         let is_terminal = |found: Found| match found {
             Found::Refused(_) => true,
             Found::Rule(index) => self.rules[index].terminal,
             Found::Nothing => false,
         };
         let (first, second) = (self.find(first), self.find(second));
-        if is_terminal(second.found) && !is_terminal(first.found) { second } else { first }
+        let swap = is_terminal(second.found) && !is_terminal(first.found);
+        let (mut answers, other) = if swap { (second, first) } else { (first, second) };
+        let others = match other.found {
+            Found::Rule(index) | Found::Refused(index) => Some(index),
+            Found::Nothing => None,
+        };
+        for guard in other.guards.into_iter().chain(others) {
+            if answers.found != Found::Rule(guard) && !answers.guards.contains(&guard) {
+                answers.guards.push(guard);
+            }
+        }
+        answers
     }
 
     /// The methods that terminal rules of the same paths as this one take. A rule for every method refuses by its
@@ -419,8 +430,7 @@ mod tests {
         gone.terminal = true;
         let table = Table::new(vec![get, rule("/a/**"), gone, rule("/**")]);
         let fallen = find(&table, &Method::POST, "a/b");
-        let guards: Vec<RuleIndex> = fallen.guards.iter().map(|entry| entry.rule()).collect();
-        assert_eq!((fallen.found, guards), (Found::Rule(1), vec![0]));
+        assert_eq!((fallen.found, fallen.guards), (Found::Rule(1), vec![0]));
         assert_eq!(find(&table, &Method::POST, "gone/x").found, Found::Refused(2));
         assert_eq!(find(&table, &Method::GET, "gone/x").found, Found::Rule(2));
     }

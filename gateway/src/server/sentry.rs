@@ -41,6 +41,8 @@ struct Keeper(Arc<Verifier>, AbortHandle);
 impl Drop for Keeper {
     fn drop(&mut self) {
         self.1.abort();
+        // Requests of an older snapshot may wait for it.
+        self.0.close();
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
         path,
         pattern::Part,
         predicate::Head,
-        table::{Found, HostPattern, Rule},
+        table::{Found, HostPattern, Match, Rule},
     },
 };
 
@@ -259,24 +259,33 @@ impl Probe {
         };
         let (key, method) = (&read.key, &self.method);
         let head = Head { host: &self.host, key, method, headers: &self.headers, query: &self.query };
-        match snapshot.table.find(&head).found {
-            Found::Rule(index) => guarded(&snapshot.routes[index], snapshot),
-            Found::Nothing => guarded(&snapshot.routes[snapshot.unrouted()], snapshot),
+        let Match { found, guards } = snapshot.table.find(&head);
+        match found {
+            Found::Rule(index) => guarded(&snapshot.routes[index], &guards, snapshot),
+            Found::Nothing => guarded(&snapshot.routes[snapshot.unrouted()], &guards, snapshot),
             Found::Refused(index) => format!("405 by route `{}`", snapshot.routes[index].name),
         }
     }
 }
 
 /// Whoever needs a token now, or none any more, is somebody else.
-fn guarded(route: &Route, snapshot: &Snapshot) -> String {
-    let target = target(route, snapshot);
-    match &route.auth {
-        Some(auth) if route.stage != Stage::Gone => {
-            let scopes = if auth.scopes.is_empty() { String::new() } else { format!(" for {}", auth.scopes.join(" ")) };
-            format!("{target}, with a token of `{}`{scopes}", auth.verifier.name)
-        }
-        _ => target,
+fn guarded(route: &Route, guards: &[usize], snapshot: &Snapshot) -> String {
+    let mut target = target(route, snapshot);
+    if route.stage == Stage::Gone {
+        return target;
     }
+    let doors =
+        guards.iter().map(|guard| &snapshot.routes[*guard]).chain([route]).filter_map(|route| route.auth.as_ref());
+    let mut told: Vec<String> = Vec::new();
+    for auth in doors {
+        let scopes = if auth.scopes.is_empty() { String::new() } else { format!(" for {}", auth.scopes.join(" ")) };
+        let door = format!(", with a token of `{}`{scopes}", auth.verifier.name);
+        if !told.contains(&door) {
+            target.push_str(&door);
+            told.push(door);
+        }
+    }
+    target
 }
 
 fn target(route: &Route, snapshot: &Snapshot) -> String {

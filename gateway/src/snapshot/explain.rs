@@ -149,6 +149,12 @@ pub fn explain(
     told.route = route.name.to_string();
     told.stage = route.stage.word();
     told.policies = policies(route);
+    for guard in snapshot.table.find(&head).guards {
+        let guard = &snapshot.routes[guard];
+        if let Some(auth) = guard.auth.as_ref().filter(|_| guard.name != route.name) {
+            told.policies.push(format!("auth of `{}`, whose path it has: jwt {}", guard.name, auth.verifier.name));
+        }
+    }
     if let Some((index, Outcome::Refuses)) = decided {
         told.status = Some(405);
         told.reason = Some(format!("allows {}", snapshot.table.allowed(*index).join(", ")));

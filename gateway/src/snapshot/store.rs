@@ -22,7 +22,10 @@ use super::{Route, Snapshot, compile};
 use crate::{
     auth::Verifier,
     cache::Cache,
-    config::{self, Report, UpstreamConfig, auth::VerifierConfig, cache::CacheConfig, parse_jwks, policy::Per},
+    config::{
+        self, Report, UpstreamConfig, auth::VerifierConfig, cache::CacheConfig, parse_jwks, policy::Per,
+        upstream::ConnectionsConfig, values::Span,
+    },
     resilience::{
         gcra::{Limiter, Quota, Table},
         learned::Learned,
@@ -159,11 +162,17 @@ impl Registry {
         let (workers, own) = (self.workers, self.own.clone());
         let server = |url: &str| {
             let (base, target) = parse_jwks(url)?;
-            let server = UpstreamConfig { url: Some(base), ca: config.ca.clone(), ..UpstreamConfig::default() };
+            let connections = ConnectionsConfig { connect_timeout: Span::secs(5), ..ConnectionsConfig::default() };
+            let server =
+                UpstreamConfig { url: Some(base), ca: config.ca.clone(), connections, ..UpstreamConfig::default() };
             let upstream = Upstream::new(&format!("jwks-{name}"), &server, folder, workers, None, own)?;
             Ok((Arc::new(upstream), target.into()))
         };
-        let verifier = Arc::new(Verifier::new(name, config, folder, server)?);
+        // What came from the same place is good until something else comes.
+        let before =
+            self.verifiers.get(name).filter(|(known, known_ca, _)| known.jwks == config.jwks && *known_ca == ca);
+        let before = before.map(|(_, _, verifier)| &**verifier);
+        let verifier = Arc::new(Verifier::new(name, config, folder, before, server)?);
         self.verifiers.insert(name.into(), (config.clone(), ca, verifier.clone()));
         Ok(verifier)
     }

@@ -96,6 +96,8 @@ pub struct RareStats {
     pub timeouts: [AtomicU64; 5],
     /// Requests beyond the rate limit.
     pub limited: AtomicU64,
+    /// Requests that were not let in.
+    pub unauthorized: AtomicU64,
     /// What the cache did, in the order of its words.
     pub cache: [AtomicU64; 6],
 }
@@ -343,7 +345,8 @@ type Side = fn((u64, u64)) -> u64;
 impl All {
     /// Counters of routes that nearly always are zero, and then left out.
     fn encode_rare(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let plain: [(&str, &str, Of<RareStats>); 3] = [
+        let plain: [(&str, &str, Of<RareStats>); 4] = [
+            ("auth_refused", "Requests without a token that is taken, answered 401 or 403", |rare| &rare.unauthorized),
             ("retries", "Tries beside the first", |rare| &rare.retries),
             ("retries_over_budget", "Tries that the retry budget did not allow", |rare| &rare.unaffordable),
             ("rate_limited", "Requests beyond the rate limit, answered 429", |rare| &rare.limited),

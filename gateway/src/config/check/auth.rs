@@ -101,6 +101,19 @@ fn check_verifier(sources: &mut Sources, at: &At, config: &VerifierConfig) {
             sources.error(&at, format!("algorithm that needs a key pair: `{}`", algorithm.word()), help);
         }
     }
+    if secret.is_some() && config.algorithms.len() > 1 {
+        let help = "one key, one algorithm (RFC 8725 §3.1): keep the one that the issuer uses";
+        sources.error(&at.down("algorithms"), "several algorithms for one secret".to_owned(), help);
+    }
+    let mut texts: Vec<(At, &str)> = Vec::new();
+    texts.extend(config.issuer.iter().map(|text| (at.down("issuer"), text.as_str())));
+    texts.extend(config.typ.iter().map(|text| (at.down("typ"), text.as_str())));
+    for (key, list) in [("audience", &config.audience), ("required_claims", &config.required_claims)] {
+        texts.extend(list.iter().enumerate().map(|(n, text)| (at.down(key).down(n), text.as_str())));
+    }
+    for (at, _) in texts.into_iter().filter(|(_, text)| text.is_empty()) {
+        sources.error(&at, "an empty text".to_owned(), "no token has that; write what it is, or remove the key");
+    }
     if let Some(secret) = secret
         && let Some(least) = config.algorithms().iter().filter_map(|algorithm| Algorithm::secret(*algorithm)).max()
         && secret.len() < least
@@ -157,8 +170,18 @@ pub(super) fn check_auth(sources: &mut Sources, at: &At, auth: &AuthConfig) {
             sources.error(&at.down("scopes").down(n), format!("not a scope: `{scope}`"), help);
         }
     }
+    let mut carried: Vec<String> = Vec::new();
     for (claim, name) in &auth.forward {
         let at = at.down("forward").down(claim.as_str());
+        // Servers that fold `_` see one field.
+        let folded = name.to_ascii_lowercase().replace('_', "-");
+        if carried.contains(&folded) {
+            sources.error(&at, format!("header that carries two claims: `{name}`"), "give each a header of its own");
+        }
+        carried.push(folded);
+        if claim.is_empty() {
+            sources.error(&at.clone().at_key(), "an empty text".to_owned(), "name the claim");
+        }
         if let Some(name) = header_name(sources, &at, name)
             && !may_carry(&name)
         {
@@ -170,13 +193,30 @@ pub(super) fn check_auth(sources: &mut Sources, at: &At, auth: &AuthConfig) {
 
 /// Whether a field can be the gateway's alone.
 fn may_carry(name: &HeaderName) -> bool {
-    name.as_str().starts_with("x-") && fields::voice(name.as_str()).is_none() && *name != fields::X_REQUEST_ID
-        || !name.as_str().starts_with("x-") && !fields::is_forbidden_in_trailers(name) && !is_standard(name.as_str())
+    let text = name.as_str();
+    text.starts_with("x-")
+        && fields::voice(text).is_none()
+        && !fields::is_method_override(text)
+        && !matches!(text, "x-request-id" | "x-requested-with" | "x-csrf-token" | "x-xsrf-token")
+        || !text.starts_with("x-") && !fields::is_forbidden_in_trailers(name) && !is_standard(name.as_str())
 }
 
 /// Fields that clients send for a reason of their own.
 fn is_standard(name: &str) -> bool {
-    let known = ["origin", "referer", "date", "from", "range", "prefer", "priority", "idempotency-key", "ratelimit"];
+    let known = [
+        "dnt",
+        "last-event-id",
+        "upgrade-insecure-requests",
+        "origin",
+        "referer",
+        "date",
+        "from",
+        "range",
+        "prefer",
+        "priority",
+        "idempotency-key",
+        "ratelimit",
+    ];
     let families = ["accept", "if-", "content-", "access-control-", "sec-", "proxy-", "cache-", "trace", "user-agent"];
     known.contains(&name) || families.iter().any(|family| name.starts_with(family)) || name == "pragma"
 }
@@ -187,16 +227,27 @@ pub(super) fn check_cors(sources: &mut Sources, at: &At, cors: &CorsConfig) {
         sources.error(&at.down("origins"), "no origin".to_owned(), "name one, like `https://app.example.com`");
     }
     for (n, origin) in cors.origins.iter().enumerate() {
+        let default = [("https://", ":443"), ("http://", ":80")];
+        if default.iter().any(|(scheme, port)| origin.starts_with(scheme) && origin.ends_with(port)) {
+            let help = "browsers leave out the scheme's own port; so must this";
+            sources.error(&at.down("origins").down(n), format!("origin that no browser sends: `{origin}`"), help);
+        }
         if origin != "*" && Origin::parse(origin).is_none() {
             let help = "write scheme and host, like `https://app.example.com` or `https://*.example.com`";
             sources.error(&at.down("origins").down(n), format!("not an origin: `{origin}`"), help);
         }
     }
+    if any(&cors.expose) && cors.credentials {
+        let help = "with cookies a browser takes `*` for a name; name the fields";
+        sources.error(&at.down("expose"), "all fields, with cookies".to_owned(), help);
+    }
     if any(&cors.origins) && cors.credentials {
         let help = "every page could act as its reader; name the origins";
         sources.error(&at.down("credentials"), "cookies for pages of every origin".to_owned(), help);
     }
-    for (key, list) in [("origins", &cors.origins), ("methods", &cors.methods), ("headers", &cors.headers)] {
+    let lists =
+        [("origins", &cors.origins), ("methods", &cors.methods), ("headers", &cors.headers), ("expose", &cors.expose)];
+    for (key, list) in lists {
         if any(list) && list.len() > 1 {
             let help = "`\"*\"` is all of them; remove the others";
             sources.error(&at.down(key), "`*` beside others".to_owned(), help);
@@ -232,6 +283,7 @@ pub(super) fn check_claims(sources: &mut Sources, item: &Item<RouteConfig>) {
     };
     let help = "only verified tokens count: add `auth: {jwt: …}` to the route";
     if auth.is_none()
+        && route.stage != Stage::Gone
         && let Some(name) = limit(route.rate_limit.as_ref().or(defaults.rate_limit.as_ref()))
     {
         let at = if route.rate_limit.is_some() { at.down("rate_limit").down("per") } else { at.down("match") };
@@ -264,6 +316,18 @@ pub(super) fn check_claims(sources: &mut Sources, item: &Item<RouteConfig>) {
     }
 }
 
+/// What no route claims has no door but that of `defaults`.
+pub(super) fn check_unrouted(sources: &mut Sources) {
+    let defaults = sources.file.defaults.clone();
+    if let Some(OrNone::Some(RateLimitConfig { per: Per::Claim(name), .. })) = &defaults.rate_limit
+        && defaults.auth.as_ref().and_then(OrNone::as_option).is_none()
+    {
+        let at = At::root(0).down("defaults").down("rate_limit").down("per");
+        let help = "what no route claims brings no verified token: add `defaults: {auth: …}`, or say it on the routes that have one";
+        sources.error(&at, format!("limit by a claim without a token: `claim:{name}`"), help);
+    }
+}
+
 /// Fields that carry claims are stripped from every request before it is matched.
 pub(super) fn check_claim_fields(sources: &mut Sources, items: &[Item<RouteConfig>]) {
     let of = |auth: Option<&OrNone<AuthConfig>>| -> Vec<HeaderName> {
@@ -280,12 +344,48 @@ pub(super) fn check_claim_fields(sources: &mut Sources, items: &[Item<RouteConfi
             sources.error(&at, format!("header that is never matched: `{name}`"), help);
         }
     }
+    for (name, at, instead) in keys(sources, items) {
+        if names.have(&name) {
+            let help = format!("it carries a claim, and clients' own are stripped: write `{instead}`");
+            sources.error(&at, format!("header that no client sends: `{name}`"), &help);
+        }
+    }
     for (name, at) in edits(sources, items) {
         if names.have(&name.to_ascii_lowercase()) {
             let help = "it carries a claim: what is set here would be taken for one; use another name";
             sources.error(&at, format!("header that cannot be edited: `{name}`"), help);
         }
     }
+}
+
+/// The fields by which routes count requests or choose an arm, and what to write in their place where they carry claims.
+fn keys(sources: &Sources, items: &[Item<RouteConfig>]) -> Vec<(String, At, &'static str)> {
+    let root = At::root(0).down("defaults");
+    let limits = items.iter().map(|item| (&item.at, item.value.rate_limit.as_ref()));
+    let mut found = Vec::new();
+    for (at, limit) in limits.chain([(&root, sources.file.defaults.rate_limit.as_ref())]) {
+        if let Some(OrNone::Some(RateLimitConfig { per: Per::Header(name), .. })) = limit {
+            found.push((name.clone(), at.down("rate_limit").down("per"), "per: \"claim:NAME\""));
+        }
+    }
+    for Item { at, value: route } in items {
+        let Some(canary) = &route.canary else { continue };
+        let at = at.down("canary");
+        for (n, source) in canary.by.iter().enumerate() {
+            if let KeySource::Header(name) = source {
+                found.push((name.clone(), at.down("by").down(n), "claim:NAME"));
+            }
+        }
+        for (list, key) in [(&canary.always, "always"), (&canary.never, "never")] {
+            for (n, predicate) in list.iter().enumerate() {
+                for name in predicate.header.keys() {
+                    let at = at.down(key).down(n).down("header").down(name.as_str()).at_key();
+                    found.push((name.to_ascii_lowercase(), at, "claim: {NAME: value}"));
+                }
+            }
+        }
+    }
+    found
 }
 
 /// The request fields that routes edit.
@@ -309,7 +409,8 @@ pub fn open_routes(config: &Config) -> Option<Vec<&str>> {
     let open = |route: &&RouteConfig| {
         !matches!(route.stage, Stage::Gone) && route.auth.as_ref().or(default).and_then(OrNone::as_option).is_none()
     };
-    let closed = config.routes.iter().any(|route| !open(&route)) || default.is_some_and(|d| d.as_option().is_some());
+    let has = |route: &RouteConfig| route.stage != Stage::Gone && !open(&route);
+    let closed = config.routes.iter().any(has) || default.is_some_and(|d| d.as_option().is_some());
     let mut names: Vec<&str> = config.routes.iter().filter(open).map(Config::route_name).collect();
     if default.and_then(OrNone::as_option).is_none() {
         names.push(super::UNROUTED);

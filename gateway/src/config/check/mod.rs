@@ -76,6 +76,7 @@ pub(super) fn check(mut sources: Sources) -> Result<Config, Report> {
     let items = sources.routes.clone();
     let rules = routes::check_routes(&mut sources, &items, paths);
     auth::check_claim_fields(&mut sources, &items);
+    auth::check_unrouted(&mut sources);
     // A route that could not be read may be the one that uses it.
     if !sources.report.has_errors() {
         overlaps::unused_upstreams(&mut sources, &items);

@@ -245,6 +245,13 @@ fn check_limits(sources: &mut Sources, at: &At, config: &UpstreamConfig) {
         "nothing to hash",
         "name `cookie:NAME`, `header:NAME` or `ip`",
     );
+    let claim = config.hash_by.iter().any(|source| matches!(source, KeySource::Claim(_)));
+    wrong(
+        at.down("hash_by"),
+        !claim,
+        "a claim chooses the arm, not the endpoint",
+        "name `cookie:NAME`, `header:NAME` or `ip`; `auth: {forward: …}` puts a claim into a header",
+    );
     let sticky = config.hash_by.contains(&KeySource::Sticky);
     wrong(
         at.down("hash_by"),

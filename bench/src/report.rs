@@ -58,7 +58,9 @@ impl Table {
             let rounds = self.rows.iter().find(|(peer, _)| peer == name).map(|(_, rounds)| rounds);
             rounds.map(|rounds| lower_quartile(sound(rounds).map(Round::each).collect()))
         };
-        let (full, bare) = (each("nginx, same work"), each("nginx, bare"));
+        let or = |name: &str, other: &str| each(name).or_else(|| each(other));
+        let full = or("nginx, same work", "nginx, cache, same work");
+        let bare = or("nginx, bare", "nginx, cache, bare");
         for (name, rounds) in &self.rows {
             let of = |value: &dyn Fn(&Round) -> f64| lower_quartile(sound(rounds).map(value).collect());
             let cpu = of(&Round::each);

@@ -408,7 +408,7 @@ mod tests {
         }
     }
 
-    fn find<'t>(table: &'t Table, method: &Method, key: &str) -> Match<'t> {
+    fn find(table: &Table, method: &Method, key: &str) -> Match {
         let headers = HeaderMap::new();
         table.find(&Head { host: b"", key: key.as_bytes(), method, headers: &headers, query: "" })
     }

@@ -225,26 +225,12 @@ impl Shared {
             self.state.paused.store(self.since() + PAUSE, Relaxed);
             return None;
         };
-        let value = answered.ok()??;
-        let lying = postcard::from_bytes::<Lying<'_>>(&value).ok()?;
-        // Two keys may have one hash.
-        if lying.version != VERSION || lying.key != key {
-            return None;
-        }
-        let tags: Vec<Box<str>> = match &lying.answer {
-            Answer::One(whole) => whole.tags.iter().map(|tag| (*tag).into()).collect(),
-            Answer::By(_) => Vec::new(),
+        let (found, born) = decode(&answered.ok()??, key)?;
+        let tags = match &found {
+            Found::Answer(stored) => &stored.tags[..],
+            Found::By(_) => &[],
         };
-        if !self.state.marks.admits_shared(key, &tags, lying.born) {
-            return None;
-        }
-        match lying.answer {
-            Answer::One(whole) => Some(Found::Answer(Box::new(restore(whole, tags, lying.born)?))),
-            Answer::By(names) => {
-                let names: Result<Vec<HeaderName>, _> = names.into_iter().map(str::parse).collect();
-                Some(Found::By(names.ok()?))
-            }
-        }
+        self.state.marks.admits_shared(key, tags, born).then_some(found)
     }
 
     /// Lays an answer there, if it is not too large; nobody waits for it. `tag` is what its request said in the fields that it depends on.
@@ -308,6 +294,26 @@ impl Shared {
         drop(backlog);
         self.state.waiting.notify_one();
     }
+}
+
+/// What lies under a key, and the position at which it was asked for; nothing where it is not for this key.
+pub fn decode(value: &[u8], key: &[u8]) -> Option<(Found, u64)> {
+    let lying = postcard::from_bytes::<Lying<'_>>(value).ok()?;
+    // Two keys may have one hash.
+    if lying.version != VERSION || lying.key != key {
+        return None;
+    }
+    let found = match lying.answer {
+        Answer::One(whole) => {
+            let tags = whole.tags.iter().map(|tag| (*tag).into()).collect();
+            Found::Answer(Box::new(restore(whole, tags, lying.born)?))
+        }
+        Answer::By(names) => {
+            let names: Result<Vec<HeaderName>, _> = names.into_iter().map(str::parse).collect();
+            Found::By(names.ok()?)
+        }
+    };
+    Some((found, lying.born))
 }
 
 /// The name under which an answer lies.

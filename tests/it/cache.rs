@@ -17,6 +17,14 @@ use tests::{
 };
 
 type Fields = Vec<(String, String)>;
+/// Fields of one request or answer.
+type Pairs<'a> = Vec<(&'a str, &'a str)>;
+/// What is said of it, the status, the fields, and whether it is kept.
+type Said<'a> = (&'a str, &'a str, Pairs<'a>, bool);
+/// The directives, the fields of two requests, and whether the second has the first's answer.
+type Whose<'a> = (&'a str, [&'a [(&'a str, &'a str)]; 2], bool);
+/// The request's fields, and status, body and `Content-Range` of its answer.
+type Parts<'a> = (Pairs<'a>, u16, &'a str, &'a str);
 
 /// An origin that says what it is told to and counts, and a gateway that keeps.
 struct Kept {
@@ -93,7 +101,7 @@ async fn what_says_that_it_may_be_kept_is_and_nothing_else() {
     let kept = Kept::start(KEEP).await;
     let (past, long_past, future, invalid) = (date(-100), date(-10_000), date(100), "0".to_owned());
     let now = date(0);
-    let cases: Vec<(&str, &str, Vec<(&str, &str)>, bool)> = vec![
+    let cases: Vec<Said<'_>> = vec![
         ("§4.2.1", "200 OK", vec![("cache-control", "max-age=60")], true),
         ("§4.2.1", "200 OK", vec![("cache-control", "s-maxage=60")], true),
         ("§5.2.2.10 before max-age", "200 OK", vec![("cache-control", "max-age=0, s-maxage=60")], true),
@@ -165,7 +173,7 @@ async fn what_is_one_clients_own_is_nobody_elses() {
     let kept = Kept::start(KEEP).await;
     let (auth, other) = ([("authorization", "Basic YTpi")], [("authorization", "Basic YzpkCg==")]);
     let (cookie, no) = ([("cookie", "session=1")], [("x", "y")]);
-    let cases: Vec<(&str, [&[(&str, &str)]; 2], bool)> = vec![
+    let cases: Vec<Whose<'_>> = vec![
         ("max-age=60", [&auth, &other], false),
         ("max-age=60", [&auth, &no], false),
         ("max-age=60", [&no, &auth], false),
@@ -313,7 +321,7 @@ async fn parts_come_from_what_is_kept_whole() {
     let modified = date(-1000);
     kept.says(&[("cache-control", "max-age=60"), ("etag", "\"a\""), ("last-modified", &modified)]);
     let whole = kept.ask("/k/1", &[]).await.text();
-    let cases: Vec<(Vec<(&str, &str)>, u16, &str, &str)> = vec![
+    let cases: Vec<Parts<'_>> = vec![
         (vec![("range", "bytes=0-2")], 206, &whole[0..3], "bytes 0-2/9"),
         (vec![("range", "bytes=-2")], 206, &whole[7..], "bytes 7-8/9"),
         (vec![("range", "bytes=5-")], 206, &whole[5..], "bytes 5-8/9"),
@@ -850,4 +858,54 @@ async fn what_is_on_its_way_when_it_is_purged_or_written_is_not_kept() {
     assert_ne!(first, second);
     let third = send(gateway.address, "GET", "/k/1", &[], "").await;
     assert_ne!(third.text(), first);
+}
+
+/// A hit is a request that the origin does not have: Zipf's traffic over more than there is memory for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_hit_is_what_the_origin_is_spared() {
+    const RESOURCES: u32 = 2_000;
+    const REQUESTS: u32 = 20_000;
+    let body = "x".repeat(4_000);
+    let origin = Origin::start(move |_| Reply::new("200 OK", &[("cache-control", "max-age=600")], &body)).await;
+    // Room for about a quarter of it.
+    let text = format!("cache: {{memory: 2MiB}}\n{}", crate::yaml(&[("legacy", origin.url())], KEEP));
+    let gateway = Gateway::start(&text).await;
+    // The n-th most popular is asked for as often as 1/n says.
+    let total: f64 = (1..=RESOURCES).map(|n| 1.0 / f64::from(n)).sum();
+    let popular = move |draw: f64| {
+        let mut left = draw * total;
+        (1..=RESOURCES).find(|n| {
+            left -= 1.0 / f64::from(*n);
+            left <= 0.0
+        })
+    };
+    let clients: Vec<_> = (0..8_u64)
+        .map(|seed| {
+            let address = gateway.address;
+            tokio::spawn(async move {
+                let (mut client, mut hits) = (Client::new(address), 0);
+                let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+                for _ in 0..REQUESTS / 8 {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    let draw = f64::from(u32::try_from(state >> 32).unwrap()) / f64::from(u32::MAX);
+                    let path = format!("/k/{}", popular(draw).unwrap_or(RESOURCES));
+                    let answer = client.send(request("GET", &path, &[], "")).await.unwrap();
+                    assert_eq!(answer.body.len(), 4_000);
+                    let told = answer.field("cache-status");
+                    hits += u32::from(told.starts_with("gw; hit") || told.contains("collapsed"));
+                }
+                hits
+            })
+        })
+        .collect();
+    let mut hits = 0;
+    for client in clients {
+        hits += client.await.unwrap();
+    }
+    let rate = f64::from(hits) / f64::from(REQUESTS);
+    println!("{hits} of {REQUESTS} hit ({:.1} %), the origin had {}", rate * 100.0, origin.count());
+    assert_eq!(origin.count(), (REQUESTS - hits) as usize);
+    assert!(rate >= 0.7, "{rate}");
+    let bytes = gateway.api("/api/status").await["cache"]["bytes"].as_u64().unwrap();
+    assert!(bytes <= 2 * 1024 * 1024, "{bytes}");
 }

@@ -14,6 +14,9 @@ use crate::{
     upstream::{download::UpstreamBody, tunnel::Tunnel},
 };
 
+/// What is given at a time of a body that is there.
+const PIECE: usize = 64 * 1024;
+
 /// A response's body.
 pub enum ResponseBody {
     /// Nothing.
@@ -36,8 +39,9 @@ impl Body for ResponseBody {
         match &mut *self {
             Self::Empty | Self::Tunnel(_) => Poll::Ready(None),
             Self::Full(bytes) => {
-                let bytes = std::mem::take(bytes);
-                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+                // In pieces, so that whoever takes them slowly is seen to.
+                let piece = bytes.split_to(bytes.len().min(PIECE));
+                Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(piece))))
             }
             Self::Upstream(body) => Pin::new(&mut **body).poll_frame(cx),
             Self::Filling(body) => Pin::new(&mut **body).poll_frame(cx),

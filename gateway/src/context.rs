@@ -387,6 +387,8 @@ pub struct Exchange {
     pub route: Cell<usize>,
     /// Who answers.
     pub arm: Cell<Arm>,
+    /// Who was to answer, before any fallback.
+    pub decided: Cell<Arm>,
     /// Why.
     pub why: Cell<Why>,
     /// The cohort bucket.
@@ -467,6 +469,7 @@ impl Exchange {
             admitted: Cell::new(false),
             route: Cell::new(local.snapshot.unrouted()),
             arm: Cell::new(Arm::Gateway),
+            decided: Cell::new(Arm::Gateway),
             why: Cell::new(Why::Stage),
             bucket: Cell::new(None),
             upstream: Cell::new(None),
@@ -500,6 +503,7 @@ impl Exchange {
         this.bucket.set(self.bucket.get());
         if let Some(upstream) = self.upstream.get() {
             this.decide(self.arm.get(), self.why.get(), upstream);
+            this.decided.set(self.decided.get());
         }
         Rc::new(this)
     }
@@ -541,6 +545,7 @@ impl Exchange {
     /// Settles who answers.
     pub fn decide(&self, arm: Arm, why: Why, upstream: usize) {
         self.arm.set(arm);
+        self.decided.set(arm);
         self.why.set(why);
         self.upstream.set(Some(upstream));
         self.counted.set(true);

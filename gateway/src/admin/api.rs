@@ -59,7 +59,7 @@ pub(super) fn status(control: &Control) -> Value {
         "upstreams": snapshot.upstreams.iter().map(|upstream| describe_upstream(upstream)).collect::<Vec<_>>(),
         "cache": snapshot.cache.as_ref().map(|cache| {
             let (resources, bytes) = cache.occupancy();
-            let redis = cache.shared.as_ref().map(|shared| if shared.is_up() { "up" } else { "down" });
+            let redis = cache.shared().map(|shared| if shared.is_up() { "up" } else { "down" });
             json!({"resources": resources, "bytes": bytes, "redis": redis})
         }),
         "verifiers": snapshot.verifiers.iter().map(|verifier| json!({"name": *verifier.name, "keys": verifier.count(), "failures": verifier.failures()})).collect::<Vec<_>>(),

@@ -49,6 +49,8 @@ impl CacheControl {
         let mut this = Self::default();
         for line in lines {
             let mut rest = line.as_bytes();
+            // A text that does not end may hide anything.
+            this.no_store |= is_open(rest);
             while !rest.is_empty() {
                 let (name, value, after) = directive(rest);
                 this.take(name, value);
@@ -104,8 +106,9 @@ impl CacheControl {
                     this.take(name, Some(number.to_string().as_bytes()));
                 }
                 Item::True if !is_timed(name) => this.take(name, None),
-                // A type that the directive does not have is no permission, and no refusal either.
-                Item::True | Item::Other => {}
+                // What forbids, forbids whatever it says beside; of what allows, a type that it does not have says nothing.
+                Item::Other if !is_timed(name) && name != b"public" => this.take(name, None),
+                Item::True | Item::Other | Item::False => {}
             }
             rest = after.trim_ascii_start();
             if let Some(after) = rest.strip_prefix(b",") {
@@ -133,6 +136,20 @@ impl CacheControl {
 
 fn is_timed(name: &[u8]) -> bool {
     matches!(name, b"max-age" | b"s-maxage" | b"stale-while-revalidate" | b"stale-if-error")
+}
+
+/// Whether a quoted text in it has no end.
+fn is_open(text: &[u8]) -> bool {
+    let (mut quoted, mut escaped) = (false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            _ => {}
+        }
+    }
+    quoted
 }
 
 /// A number of seconds; none where it is no such.
@@ -178,6 +195,7 @@ fn unquoted(value: &[u8]) -> &[u8] {
 enum Item {
     Integer(u64),
     True,
+    False,
     Other,
 }
 
@@ -212,7 +230,7 @@ fn bare_item(text: &[u8]) -> Option<(Item, &[u8])> {
         }
         b'?' => match text.get(1)? {
             b'1' => Some((Item::True, &text[2..])),
-            b'0' => Some((Item::Other, &text[2..])),
+            b'0' => Some((Item::False, &text[2..])),
             _ => None,
         },
         b'"' => {
@@ -224,6 +242,20 @@ fn bare_item(text: &[u8]) -> Option<(Item, &[u8])> {
                     0x20..=0x7e => at += 1,
                     _ => return None,
                 }
+            }
+        }
+        b'@' => bare_item(&text[1..]).map(|(_, rest)| (Item::Other, rest)),
+        b'(' => {
+            let mut rest = text[1..].trim_ascii_start();
+            loop {
+                if let Some(rest) = rest.strip_prefix(b")") {
+                    return Some((Item::Other, rest));
+                }
+                // A list in a list is none.
+                if rest.starts_with(b"(") {
+                    return None;
+                }
+                rest = parameters(bare_item(rest)?.1)?.trim_ascii_start();
             }
         }
         byte if byte.is_ascii_alphabetic() || *byte == b'*' => {
@@ -278,6 +310,7 @@ mod tests {
         assert!(read(&["private=\"set-cookie\", no-cache=\"a, b\""]).no_cache);
         assert_eq!(read(&["max-stale"]).max_stale, Some(FOREVER));
         assert!(!read(&[""]).said);
+        assert!(read(&["max-age=60, a=\"x, no-store"]).no_store);
     }
 
     /// RFC 9213 §2.1: a dictionary of RFC 9651, or nothing.
@@ -289,11 +322,25 @@ mod tests {
         assert!(!read("no-store=?0, max-age=1").unwrap().no_store);
         assert_eq!(read("max-age=60;a=b;c, a=\"x, y\", b=tok/en").unwrap().max_age, Some(60));
         assert_eq!(read("max-age=60, max-age=90").unwrap().max_age, Some(90));
+        assert_eq!(read("a=(1 \"x\" y;z=1), b=@1, max-age=60").unwrap().max_age, Some(60));
+        assert!(read("max-age=60, private=\"a\"").unwrap().private);
+        assert!(read("max-age=60, no-cache=(a b)").unwrap().no_cache);
         // Wrong types say nothing of that directive.
         assert_eq!(read("max-age=\"60\", public").unwrap().max_age, None);
         assert_eq!(read("max-age=1.5, public").unwrap().max_age, None);
         assert_eq!(read("max-age, public").unwrap().max_age, None);
-        for bad in ["", "max-age=60, &&&", "Max-Age=60", "max-age=60,", "max-age =60", "max-age=60 a", "a=\"x", "=1"] {
+        for bad in [
+            "",
+            "max-age=60, &&&",
+            "Max-Age=60",
+            "max-age=60,",
+            "max-age =60",
+            "max-age=60 a",
+            "a=\"x",
+            "=1",
+            "a=(1",
+            "a=((1))",
+        ] {
             assert_eq!(read(bad), None, "{bad}");
         }
     }

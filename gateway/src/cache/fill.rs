@@ -15,8 +15,9 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
+use slab::Slab;
 
-use super::{stored::Stored, vary::Selection};
+use super::{Reserved, stored::Stored, vary::Selection};
 use crate::{
     body::ResponseBody,
     error::{Error, Kind},
@@ -37,9 +38,19 @@ struct State {
     chunks: Vec<Bytes>,
     bytes: usize,
     end: Option<End>,
-    waiting: Vec<Waker>,
+    /// Those who read it, as far as they wait.
+    waiting: Slab<Waker>,
+    /// Whoever takes it in, and looks whether anybody reads it.
+    taking: Option<Waker>,
     readers: usize,
+    /// The memory that it takes, as long as anybody reads it.
+    reserved: Option<Reserved>,
+    /// What is left of that.
+    left: usize,
 }
+
+/// Pieces below this are copied.
+const SMALL: usize = 8 * 1024;
 
 /// How it ended.
 #[derive(Clone, Debug)]
@@ -54,8 +65,9 @@ pub enum End {
 
 impl Fill {
     /// One that begins.
-    pub fn new(head: Stored, length: Option<u64>) -> Arc<Self> {
-        Arc::new(Self { head, length, state: Mutex::default() })
+    pub fn new(head: Stored, length: Option<u64>, reserved: Reserved, left: usize) -> Arc<Self> {
+        let state = State { reserved: Some(reserved), left, ..State::default() };
+        Arc::new(Self { head, length, state: Mutex::new(state) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -69,19 +81,33 @@ impl Fill {
 
     /// One more piece; how many bytes there are.
     pub fn push(&self, chunk: Bytes) -> usize {
+        // A small piece would keep all of the buffer that it was read into.
+        let chunk = if chunk.len() < SMALL { Bytes::copy_from_slice(&chunk) } else { chunk };
         let mut state = self.lock();
         state.bytes += chunk.len();
         state.chunks.push(chunk);
         let bytes = state.bytes;
-        wake(state);
+        wake(&state);
         bytes
+    }
+
+    /// Whether there is memory for what came.
+    pub fn has_room(&self, size: usize) -> bool {
+        let mut state = self.lock();
+        match state.left.checked_sub(size) {
+            Some(left) => {
+                state.left = left;
+                true
+            }
+            None => state.reserved.as_mut().is_some_and(|reserved| reserved.grow(size)),
+        }
     }
 
     /// It ends.
     pub fn end(&self, end: End) {
         let mut state = self.lock();
         state.end = Some(end);
-        wake(state);
+        wake(&state);
     }
 
     /// How many bytes there are.
@@ -101,9 +127,7 @@ impl Fill {
             state.end = Some(End::Broken(Kind::ClientAborted, String::new()));
             return Poll::Ready(());
         }
-        if !state.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            state.waiting.push(cx.waker().clone());
-        }
+        state.taking = Some(cx.waker().clone());
         Poll::Pending
     }
 
@@ -114,7 +138,7 @@ impl Fill {
             return None;
         }
         state.readers += 1;
-        Some(Reader { fill: self.clone(), next: 0, rest, own: None })
+        Some(Reader { fill: self.clone(), next: 0, given: 0, slot: None, rest, own: None })
     }
 
     /// Its head as a response.
@@ -136,10 +160,9 @@ impl Fill {
     }
 }
 
-fn wake(mut state: MutexGuard<'_, State>) {
-    let waiting = std::mem::take(&mut state.waiting);
-    drop(state);
-    waiting.into_iter().for_each(Waker::wake);
+/// Wakes those who wait for more.
+fn wake(state: &State) {
+    state.waiting.iter().for_each(|(_, waker)| waker.wake_by_ref());
 }
 
 /// Where the rest of a body is that was too long to be kept.
@@ -149,6 +172,9 @@ pub type Rest = Rc<RefCell<Option<ResponseBody>>>;
 pub struct Reader {
     fill: Arc<Fill>,
     next: usize,
+    given: u64,
+    /// Where its waker is.
+    slot: Option<usize>,
     rest: Option<Rest>,
     own: Option<Box<ResponseBody>>,
 }
@@ -157,7 +183,14 @@ impl Drop for Reader {
     fn drop(&mut self) {
         let mut state = self.fill.lock();
         state.readers -= 1;
-        wake(state);
+        if let Some(slot) = self.slot {
+            state.waiting.try_remove(slot);
+        }
+        let taking = if state.readers == 0 { state.taking.take() } else { None };
+        drop(state);
+        if let Some(taking) = taking {
+            taking.wake();
+        }
     }
 }
 
@@ -173,12 +206,14 @@ impl Body for Reader {
         let mut state = this.fill.lock();
         if let Some(chunk) = state.chunks.get(this.next) {
             this.next += 1;
+            this.given += chunk.len() as u64;
             return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
         }
         match &state.end {
             None => {
-                if !state.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-                    state.waiting.push(cx.waker().clone());
+                match this.slot {
+                    Some(slot) => state.waiting[slot].clone_from(cx.waker()),
+                    None => this.slot = Some(state.waiting.insert(cx.waker().clone())),
                 }
                 Poll::Pending
             }
@@ -200,6 +235,10 @@ impl Body for Reader {
     fn is_end_stream(&self) -> bool {
         if let Some(own) = &self.own {
             return own.is_end_stream();
+        }
+        // With a length nobody looks for the end again.
+        if self.fill.length == Some(self.given) {
+            return true;
         }
         let state = self.fill.lock();
         matches!(state.end, Some(End::Whole)) && self.next == state.chunks.len()

@@ -20,6 +20,8 @@ pub enum Outcome {
     Streaming(Arc<Fill>),
     /// It is not for others.
     Private,
+    /// The upstream failed: an older answer may do.
+    Failed,
     /// Whoever asked has left before there was an answer.
     Abandoned,
 }
@@ -77,8 +79,6 @@ pub enum Place {
     First(Lead),
     /// Another asks already.
     Behind(Arc<Flight>),
-    /// Another asks already, but did so before what was asked for changed.
-    Alone,
 }
 
 /// Whoever asks for all. Dropped without a word, it has left.
@@ -98,7 +98,7 @@ impl Lead {
     pub fn settle(&mut self, outcome: Outcome) {
         self.settled = true;
         if !matches!(outcome, Outcome::Streaming(_)) {
-            self.cache.land(&self.key);
+            self.cache.land(&self.key, &self.flight);
         }
         self.flight.settle(outcome);
     }
@@ -106,7 +106,7 @@ impl Lead {
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        self.cache.land(&self.key);
+        self.cache.land(&self.key, &self.flight);
         if !self.settled {
             self.flight.settle(Outcome::Abandoned);
         }

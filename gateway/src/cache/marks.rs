@@ -54,7 +54,12 @@ impl Purge {
     /// Whether an answer is meant.
     pub fn means(&self, key: &[u8], tags: &[Box<str>]) -> bool {
         let Parts { host, target, route } = key::parts(key);
-        let at = |wanted: &String| wanted.is_empty() || wanted.as_bytes().eq_ignore_ascii_case(host);
+        // Without a port any is meant.
+        let at = |wanted: &String| {
+            let wanted = wanted.as_bytes();
+            let host = if without_port(wanted).len() == wanted.len() { without_port(host) } else { host };
+            wanted.is_empty() || wanted.eq_ignore_ascii_case(host)
+        };
         match self {
             Self::Url(host, wanted) => at(host) && wanted.as_bytes() == target,
             Self::Prefix(host, wanted) => at(host) && target.starts_with(wanted.as_bytes()),
@@ -89,6 +94,8 @@ struct Rules {
     all: VecDeque<(Position, Purge)>,
     /// Nothing older is used, since nobody remembers what was purged then.
     floor: Position,
+    /// The newest of our own purges that was forgotten before the log told of it: until it does, nothing in Redis is used.
+    blind: u64,
 }
 
 impl std::fmt::Debug for Marks {
@@ -106,14 +113,28 @@ impl Default for Marks {
 
 /// The slot of a URL, the same in every process.
 pub fn slot(host: &[u8], target: &[u8]) -> u32 {
-    let seed = XxHash3_64::oneshot(&host.to_ascii_lowercase());
+    slot_of_lower(&host.to_ascii_lowercase(), target)
+}
+
+/// Ports tell no URLs apart: one that is left out is the same as one that is said.
+fn slot_of_lower(host: &[u8], target: &[u8]) -> u32 {
+    let seed = XxHash3_64::oneshot(without_port(host));
     u32::try_from(XxHash3_64::oneshot_with_seed(seed, target) % SLOTS as u64).unwrap_or(0)
 }
 
 /// The slot of a key's URL.
 pub fn slot_of(key: &[u8]) -> u32 {
     let Parts { host, target, .. } = key::parts(key);
-    slot(host, target)
+    slot_of_lower(host, target)
+}
+
+/// A host's name alone.
+pub fn without_port(host: &[u8]) -> &[u8] {
+    match host.iter().rposition(|byte| *byte == b':') {
+        // In `[::1]` the last colon belongs to the address.
+        Some(colon) if !host[colon..].contains(&b']') => &host[..colon],
+        _ => host,
+    }
 }
 
 impl Marks {
@@ -153,7 +174,11 @@ impl Marks {
             && let Some((old, _)) = rules.all.pop_front()
         {
             rules.floor.local = old.local;
-            rules.floor.shared = rules.floor.shared.max(old.shared);
+            if old.shared == UNKNOWN {
+                rules.blind = old.local;
+            } else {
+                rules.floor.shared = rules.floor.shared.max(old.shared);
+            }
         }
         self.newest.store(now, SeqCst);
         now
@@ -162,8 +187,26 @@ impl Marks {
     /// A purge of this process's has come back by the log.
     pub fn purge_logged(&self, own: u64, at: u64) {
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((position, _)) = rules.all.iter_mut().find(|(position, _)| position.local == own) {
-            position.shared = at;
+        // What came before it is older than it, whether that was told or given up.
+        if rules.blind != 0 && rules.blind <= own {
+            rules.blind = 0;
+            rules.floor.shared = rules.floor.shared.max(at);
+        }
+        let all = rules.all.iter().any(|(position, purge)| position.local == own && *purge == Purge::All);
+        for (position, _) in &mut rules.all {
+            if position.shared == UNKNOWN && (position.local == own || (all && position.local < own)) {
+                position.shared = at;
+            }
+        }
+        drop(rules);
+        if all {
+            for slot in &self.slots {
+                let pending = slot.pending.load(SeqCst);
+                if pending != 0 && pending <= own {
+                    slot.shared.fetch_max(at, SeqCst);
+                    let _ = slot.pending.compare_exchange(pending, 0, SeqCst, SeqCst);
+                }
+            }
         }
     }
 
@@ -204,6 +247,7 @@ impl Marks {
         }
         let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         rules.floor.shared <= born
+            && rules.blind == 0
             && !rules.all.iter().any(|(position, purge)| position.shared > born && purge.means(key, tags))
     }
 }
@@ -271,6 +315,22 @@ mod tests {
         let born = marks.now();
         marks.logged(slot_of(&key), 70, None);
         assert!(!marks.admits(&key, &[], born) && !marks.admits_shared(&key, &[], 69));
+    }
+
+    /// A thousand purges while Redis was away once closed it for good.
+    #[test]
+    fn purges_that_were_given_up_are_made_good_by_a_later_one() {
+        let marks = Marks::default();
+        let key = key("/a");
+        marks.mark(slot_of(&key));
+        for n in 0..=RULES {
+            marks.purge(Purge::Tag(format!("t{n}")), UNKNOWN);
+        }
+        let all = marks.purge(Purge::All, UNKNOWN);
+        assert!(!marks.admits_shared(&key, &[], 1_000));
+        marks.purge_logged(all, 500);
+        assert!(!marks.admits_shared(&key, &[], 499));
+        assert!(marks.admits_shared(&key, &[], 500));
     }
 
     #[test]

@@ -19,9 +19,10 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter, sync};
@@ -40,6 +41,8 @@ const SHARDS: usize = 16;
 const PASSING: usize = 64 * 1024;
 /// For how long that is believed, in milliseconds.
 const PASS: u64 = 60_000;
+/// For how long an upstream's failure is remembered, in milliseconds.
+const FAIL: u64 = 1_000;
 /// Memory for answers on their way, as a share of the whole.
 const FILLING: u64 = 4;
 
@@ -59,7 +62,13 @@ pub struct Cache {
     filling: AtomicU64,
     max_filling: u64,
     /// The tier that gateways share.
-    pub shared: Option<Shared>,
+    shared: OnceLock<Shared>,
+    /// Its URL, and how long a request may wait for it.
+    redis: Option<(String, Duration)>,
+    /// The largest resource.
+    room: usize,
+    /// Resources whose upstream failed of late, with the moment until which what is kept does without a look.
+    failing: sync::Cache<u64, u64>,
 }
 
 impl std::fmt::Debug for Cache {
@@ -81,12 +90,14 @@ impl Weighter<Box<[u8]>, Arc<Resource>> for BySize {
 }
 
 impl Cache {
-    /// An empty one.
-    pub fn new(config: &CacheConfig, workers: usize) -> Arc<Self> {
+    /// An empty one. What was invalidated `before` stays so.
+    pub fn new(config: &CacheConfig, workers: usize, before: Option<&Self>) -> Arc<Self> {
         let memory = config.memory.0;
-        let marks = Arc::<Marks>::default();
-        // An eighth is the largest object: no part may be smaller.
-        let parts = workers.next_power_of_two().min(4);
+        let marks = before.map(|before| before.marks.clone()).unwrap_or_default();
+        let max_object = config.max_object.0.min(memory / 8).max(1);
+        // Each part has room for several of the largest.
+        let most = usize::try_from(memory / (2 * max_object)).unwrap_or(1);
+        let parts = 1 << (workers * 4).min(most).max(1).ilog2();
         let items = usize::try_from(memory / 8192).unwrap_or(usize::MAX).max(1024);
         let options = OptionsBuilder::new()
             .estimated_items_capacity(items)
@@ -100,25 +111,42 @@ impl Cache {
             DefaultHashBuilder::default(),
             sync::DefaultLifecycle::default(),
         );
-        Arc::new_cyclic(|this| Self {
+        Arc::new(Self {
             memory: memory_of,
             passing: sync::Cache::new(PASSING),
             flights: (0..SHARDS).map(|_| Mutex::default()).collect(),
             puts: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            max_object: usize::try_from(config.max_object.0.min(memory / 8)).unwrap_or(usize::MAX),
+            max_object: usize::try_from(max_object).unwrap_or(usize::MAX),
+            room: usize::try_from(memory / parts as u64 / 10 * 9).unwrap_or(usize::MAX),
+            failing: sync::Cache::new(PASSING),
             filling: AtomicU64::new(0),
             max_filling: memory / FILLING,
-            shared: config
-                .redis
-                .as_ref()
-                .map(|url| Shared::start(url, config.redis_timeout.0, marks.clone(), this.clone())),
+            shared: OnceLock::new(),
+            redis: config.redis.as_ref().map(|url| (url.clone(), config.redis_timeout.0)),
             marks,
         })
     }
 
+    /// It is what runs: begins to share what it keeps.
+    pub fn take_effect(self: &Arc<Self>) {
+        if let Some((url, budget)) = &self.redis {
+            self.shared.get_or_init(|| Shared::start(url, *budget, self.marks.clone(), Arc::downgrade(self)));
+        }
+    }
+
+    /// The tier that gateways share.
+    pub fn shared(&self) -> Option<&Shared> {
+        self.shared.get()
+    }
+
+    /// Forgets all: another runs in its place.
+    pub fn clear(&self) {
+        self.memory.clear();
+    }
+
     /// Now, for an answer that is about to be asked for.
     pub fn position(&self) -> Position {
-        Position { local: self.marks.now(), shared: self.shared.as_ref().map_or(0, Shared::position) }
+        Position { local: self.marks.now(), shared: self.shared().map_or(0, Shared::position) }
     }
 
     /// What is kept for a key, if none of it was invalidated since.
@@ -150,10 +178,20 @@ impl Cache {
             return false;
         }
         let known = self.memory.peek(key);
+        // One that came later is newer, however long this one took to come in.
+        let same = |other: &&Arc<Stored>| other.selection == stored.selection && other.came > stored.came;
         let slot = marks::slot_of(key);
+        if known.as_ref().is_some_and(|known| {
+            known.variants.iter().find(same).is_some_and(|newer| self.marks.is_good(slot, newer.born.local))
+        }) {
+            return false;
+        }
         let good = |stored: &Stored| self.marks.is_good(slot, stored.born.local);
         let known = known.map(|known| known.only(good, key.len())).unwrap_or_default();
-        let resource = known.with(stored, key.len());
+        let resource = known.with(stored, key.len(), self.room);
+        if resource.variants.is_empty() {
+            return false;
+        }
         self.memory.insert(key.into(), Arc::new(resource));
         // A purge may have come and gone between the look and the insertion.
         if self.marks.admits(key, &stored.tags, stored.born.local) {
@@ -163,10 +201,16 @@ impl Cache {
         false
     }
 
-    /// Forgets one resource.
-    pub fn remove(&self, key: &[u8]) {
+    /// Forgets an answer; the resource's others stay.
+    pub fn forget(&self, key: &[u8], stored: &Arc<Stored>) {
         let _put = self.lock_put(key);
-        self.memory.remove(key);
+        let Some(known) = self.memory.peek(key) else { return };
+        let rest = known.only(|other| other.selection != stored.selection, key.len());
+        if rest.variants.is_empty() {
+            self.memory.remove(key);
+        } else if rest.variants.len() < known.variants.len() {
+            self.memory.insert(key.into(), Arc::new(rest));
+        }
     }
 
     fn shard(key: &[u8]) -> usize {
@@ -181,7 +225,7 @@ impl Cache {
     pub fn invalidate(&self, host: &[u8], target: &[u8]) {
         let slot = marks::slot(host, target);
         let moment = self.marks.mark(slot);
-        if let Some(shared) = &self.shared {
+        if let Some(shared) = self.shared() {
             shared.tell_mark(slot, moment);
         }
     }
@@ -216,7 +260,7 @@ impl Cache {
     pub async fn purge(&self, purge: Purge) -> (usize, Option<bool>) {
         let moment = self.marks.purge(purge.clone(), marks::UNKNOWN);
         let gone = self.purge_here(&purge);
-        let told = match &self.shared {
+        let told = match self.shared() {
             Some(shared) => Some(shared.tell_purge(purge, moment).await),
             None => None,
         };
@@ -233,9 +277,37 @@ impl Cache {
         self.passing.insert(twox_hash::XxHash3_64::oneshot(key), now + PASS);
     }
 
+    /// Notes that a resource's upstream fails.
+    pub fn fail(&self, key: &[u8], now: u64) {
+        let hash = twox_hash::XxHash3_64::oneshot(key);
+        self.failing.insert(hash, now + FAIL);
+        // Nor does anybody wait for another's failure.
+        if !self.is_passing(key, now) {
+            self.passing.insert(hash, now + FAIL);
+        }
+    }
+
+    /// Whether it did of late, so that an older answer does without a look. Once in a while one is to look all the same, for
+    /// whom it has not: the others have the older answer meanwhile, for `limit` at most.
+    pub fn is_failing(&self, key: &[u8], now: u64, limit: Duration) -> bool {
+        let hash = twox_hash::XxHash3_64::oneshot(key);
+        let Some(until) = self.failing.get(&hash) else { return false };
+        if now < until {
+            return true;
+        }
+        self.failing.insert(hash, now + u64::try_from(limit.as_millis()).unwrap_or(u64::MAX / 2));
+        false
+    }
+
+    /// Notes that it answers.
+    pub fn recover(&self, key: &[u8]) {
+        self.failing.remove(&twox_hash::XxHash3_64::oneshot(key));
+    }
+
     /// Notes that they are, after all.
     pub fn collapse(&self, key: &[u8]) {
-        self.passing.remove(&twox_hash::XxHash3_64::oneshot(key));
+        let hash = twox_hash::XxHash3_64::oneshot(key);
+        self.passing.remove(&hash);
     }
 
     /// Whether a resource's answers were not kept of late.
@@ -247,16 +319,22 @@ impl Cache {
     pub fn join(self: &Arc<Self>, key: &[u8]) -> flight::Place {
         let mut flights = self.flights[Self::shard(key)].lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = flights.get(key) {
-            let calm = self.marks.is_calm(key, flight.born());
-            return if calm { flight::Place::Behind(flight.clone()) } else { flight::Place::Alone };
+            // One that began before what was asked for changed is joined no more.
+            if self.marks.is_calm(key, flight.born()) {
+                return flight::Place::Behind(flight.clone());
+            }
         }
         let flight = Flight::new(self.marks.now());
         flights.insert(key.into(), flight.clone());
         flight::Place::First(flight::Lead::new(self.clone(), key.into(), flight))
     }
 
-    fn land(&self, key: &[u8]) {
-        self.flights[Self::shard(key)].lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    /// Nobody joins a flight any more. Another may have begun under the same key.
+    fn land(&self, key: &[u8], flight: &Arc<Flight>) {
+        let mut flights = self.flights[Self::shard(key)].lock().unwrap_or_else(PoisonError::into_inner);
+        if flights.get(key).is_some_and(|known| Arc::ptr_eq(known, flight)) {
+            flights.remove(key);
+        }
     }
 
     /// Takes memory for an answer on its way, if there is some.
@@ -268,6 +346,7 @@ impl Cache {
 }
 
 /// Memory of an answer on its way.
+#[derive(Debug)]
 pub struct Reserved {
     cache: Arc<Cache>,
     bytes: u64,

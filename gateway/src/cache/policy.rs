@@ -41,6 +41,11 @@ impl Asks {
         self.control.only_if_cached
     }
 
+    /// Whether it is the request that wants a newer answer, and not the answer that is old.
+    pub fn wants_new(&self, terms: &Terms, age: u64) -> bool {
+        !terms.always_validate && terms.lifetime > age
+    }
+
     /// Whether only a new answer will do.
     pub fn no_cache(&self) -> bool {
         self.control.no_cache

@@ -101,7 +101,7 @@ fn any_tag(mut text: &[u8], holds: impl Fn(&[u8]) -> bool) -> bool {
 }
 
 /// A tag without the mark of a weak one (§8.8.3.2).
-fn opaque(tag: &[u8]) -> &[u8] {
+pub fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 

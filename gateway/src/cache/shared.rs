@@ -20,7 +20,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, RedisError, Value,
     aio::MultiplexedConnection,
-    streams::{StreamId, StreamReadReply},
+    streams::{StreamId, StreamRangeReply, StreamReadReply},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -32,7 +32,7 @@ use twox_hash::XxHash3_128;
 
 use super::{
     Cache,
-    marks::{Marks, Position, Purge},
+    marks::{Marks, Position, Purge, UNKNOWN},
     policy::Terms,
     stored::Stored,
 };
@@ -40,7 +40,7 @@ use super::{
 /// The log.
 const LOG: &str = "gateway:log";
 /// Entries that the log keeps, about.
-const LOG_LENGTH: usize = 10_000;
+const LOG_LENGTH: usize = 50_000;
 /// What this gateway has yet to say.
 const BACKLOG: usize = 20_000;
 /// Calls that wait for the thread.
@@ -78,6 +78,8 @@ struct State {
     waiting: Notify,
     /// Whose second tier it is.
     cache: Weak<Cache>,
+    /// Bytes that are on their way there.
+    laying: AtomicU64,
     /// Calls that came back too late, or not at all.
     failed: AtomicU64,
 }
@@ -86,7 +88,7 @@ struct State {
 struct Backlog {
     queue: VecDeque<Saying>,
     /// What is being said; once more, where the connection breaks meanwhile: twice is as good as once.
-    said: Option<Saying>,
+    said: Vec<Saying>,
 }
 
 /// Something to say in the log.
@@ -110,7 +112,27 @@ enum Note {
 
 enum Call {
     Get { key: String, told: oneshot::Sender<Option<Vec<u8>>> },
-    Put { key: String, value: Vec<u8>, life: Duration },
+    Put { key: String, value: Vec<u8>, life: Duration, laying: Laying },
+}
+
+/// Memory of an answer on its way there.
+struct Laying(Arc<State>, u64);
+
+/// Bytes on their way there, at most.
+const LAYING: u64 = 32 * 1024 * 1024;
+
+impl Laying {
+    fn begin(state: &Arc<State>, bytes: u64) -> Option<Self> {
+        let before = state.laying.fetch_add(bytes, Relaxed);
+        let this = Self(state.clone(), bytes);
+        (before + bytes <= LAYING).then_some(this)
+    }
+}
+
+impl Drop for Laying {
+    fn drop(&mut self) {
+        self.0.laying.fetch_sub(self.1, Relaxed);
+    }
 }
 
 /// An answer as it lies there.
@@ -174,6 +196,7 @@ impl Shared {
             backlog: Mutex::default(),
             waiting: Notify::new(),
             cache,
+            laying: AtomicU64::new(0),
             failed: AtomicU64::new(0),
         });
         let (client, task_state) = (Client::open(url), state.clone());
@@ -204,6 +227,11 @@ impl Shared {
         self.state.up.load(Relaxed)
     }
 
+    /// Whether it answers in time.
+    fn is_free(&self) -> bool {
+        self.is_up() && self.since() >= self.state.paused.load(Relaxed)
+    }
+
     /// Calls that failed.
     pub fn failed(&self) -> u64 {
         self.state.failed.load(Relaxed)
@@ -215,7 +243,7 @@ impl Shared {
 
     /// What lies under a key, if it may be used. `tag` tells answers to different requests apart.
     pub async fn get(&self, key: &[u8], tag: &[u8]) -> Option<Found> {
-        if !self.is_up() || self.since() < self.state.paused.load(Relaxed) {
+        if !self.is_free() {
             return None;
         }
         let (told, telling) = oneshot::channel();
@@ -236,7 +264,7 @@ impl Shared {
     /// Lays an answer there, if it is not too large; nobody waits for it. `tag` is what its request said in the fields that it depends on.
     pub fn put(&self, key: &[u8], tag: &[u8], stored: &Stored, now: u64) {
         let life = stored.useful(now);
-        if !self.is_up() || stored.born.shared == 0 || life == 0 || stored.size() > LARGEST {
+        if !self.is_free() || stored.born.shared == 0 || life == 0 || stored.size() > LARGEST {
             return;
         }
         let life = Duration::from_secs(life);
@@ -259,9 +287,11 @@ impl Shared {
         let names: Vec<&str> = whole.selection.iter().map(|(name, _)| *name).collect();
         let send = |answer, tag: &[u8]| {
             let lying = Lying { version: VERSION, key, born: stored.born.shared, answer };
-            if let Ok(value) = postcard::to_allocvec(&lying) {
-                // Where nobody has the time for it, it is not laid there.
-                let _ = self.calls.try_send(Call::Put { key: name(key, tag), value, life });
+            let Ok(value) = postcard::to_allocvec(&lying) else { return };
+            let laying = Laying::begin(&self.state, value.len() as u64);
+            // Where nobody has the time for it, it is not laid there.
+            if let Some(laying) = laying {
+                let _ = self.calls.try_send(Call::Put { key: name(key, tag), value, life, laying });
             }
         };
         if !names.is_empty() {
@@ -287,8 +317,8 @@ impl Shared {
         if backlog.queue.len() >= BACKLOG {
             // Too much to remember each: all is said at once.
             backlog.queue.clear();
-            let purge = Note::Purge(Purge::All);
-            backlog.queue.push_back(Saying { note: purge, moment: saying.moment, told: None });
+            let moment = self.state.marks.purge(Purge::All, UNKNOWN);
+            backlog.queue.push_back(Saying { note: Note::Purge(Purge::All), moment, told: None });
         }
         backlog.queue.push_back(saying);
         drop(backlog);
@@ -428,10 +458,11 @@ async fn answer(mut commands: MultiplexedConnection, call: Call, state: Arc<Stat
             let _ = told.send(got.unwrap_or_default());
             failed
         }
-        Call::Put { key, value, life } => {
+        Call::Put { key, value, life, laying } => {
             let millis = u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
             let put = Cmd::new().arg("SET").arg(&key).arg(value).arg("PX").arg(millis).query_async(&mut commands).await;
             let put: Result<Value, _> = put;
+            drop(laying);
             put.is_err()
         }
     };
@@ -451,29 +482,51 @@ fn id(position: u64) -> String {
     format!("{}-{}", position >> 20, position & ((1 << 20) - 1))
 }
 
+/// One end of the log: where it is, and what stands there.
+async fn end(log: &mut MultiplexedConnection, command: &str) -> Result<Option<(u64, Option<Note>)>, RedisError> {
+    let bounds = if command == "XRANGE" { ["-", "+"] } else { ["+", "-"] };
+    let mut asked = Cmd::new();
+    asked.arg(command).arg(LOG).arg(&bounds).arg("COUNT").arg(1);
+    let entries: StreamRangeReply = asked.query_async(log).await?;
+    let entry = entries.ids.into_iter().next();
+    Ok(entry.and_then(|entry| {
+        let note = entry.get::<String>("note").and_then(|text| serde_json::from_str(&text).ok());
+        Some((position(&entry.id)?, note))
+    }))
+}
+
 /// Reads what was said while we were away, and sees to it that there is a log at all.
 async fn catch_up(state: &State, log: &mut MultiplexedConnection) -> Result<(), RedisError> {
-    let first = |reply: Vec<(String, Vec<Value>)>| reply.into_iter().next().and_then(|(id, _)| position(&id));
-    let begin = || {
-        let mut command = Cmd::new();
-        command.arg("XRANGE").arg(LOG).arg("-").arg("+").arg("COUNT").arg(1);
-        command
-    };
-    let mut oldest = first(begin().query_async(log).await?);
-    if oldest.is_none() {
+    if end(log, "XRANGE").await?.is_none() {
         let _: Value = add(state, &Note::Begin, 0).query_async(log).await?;
-        oldest = first(begin().query_async(log).await?);
     }
-    let oldest = oldest.unwrap_or(0);
+    let (Some((oldest, first)), Some((newest, _))) = (end(log, "XRANGE").await?, end(log, "XREVRANGE").await?) else {
+        return Ok(());
+    };
     let before = state.position.load(SeqCst);
-    if before < oldest {
+    // A log of another time, whose clock is behind.
+    let backward = newest < before;
+    if backward {
+        state.position.store(0, SeqCst);
+    }
+    if backward || before < oldest {
         // What is older than the log cannot be known to be good.
         state.marks.set_floor(oldest);
     }
-    loop {
-        let entries = read(state, log, None).await?;
-        if entries == 0 {
-            return Ok(());
+    // Where it begins with its beginning nothing was cut off: what Redis lost, it lost with all that lay there.
+    if backward || (before < oldest && first != Some(Note::Begin)) {
+        state.forget_all(oldest);
+    }
+    while read(state, log, None).await? > 0 {}
+    Ok(())
+}
+
+impl State {
+    /// Something was missed: nothing that is kept here can be known to be good.
+    fn forget_all(&self, at: u64) {
+        self.marks.purge(Purge::All, at);
+        if let Some(cache) = self.cache.upgrade() {
+            cache.purge_here(&Purge::All);
         }
     }
 }
@@ -519,7 +572,8 @@ async fn read(state: &State, log: &mut MultiplexedConnection, wait: Option<Durat
 /// Takes over an entry.
 fn take(state: &State, entry: &StreamId, at: u64) {
     let text = |name: &str| entry.get::<String>(name).unwrap_or_default();
-    let Ok(note) = serde_json::from_str::<Note>(&text("note")) else { return };
+    // What a newer gateway says is taken for the worst.
+    let note = serde_json::from_str::<Note>(&text("note")).unwrap_or(Note::Purge(Purge::All));
     let own = (text("g") == state.id).then(|| text("n").parse().unwrap_or(0));
     match (note, own) {
         (Note::Begin, _) => {}
@@ -534,33 +588,42 @@ fn take(state: &State, entry: &StreamId, at: u64) {
     }
 }
 
+/// Entries that are said at a time.
+const BATCH: usize = 200;
+
 /// Says what there is to say until it breaks.
 async fn say(state: &State, mut commands: MultiplexedConnection) -> RedisError {
     loop {
-        let next = {
+        let mut pipe = redis::pipe();
+        let some = {
             let mut backlog = state.backlog.lock().unwrap_or_else(PoisonError::into_inner);
-            if backlog.said.is_none() {
-                backlog.said = backlog.queue.pop_front();
+            let Backlog { queue, said } = &mut *backlog;
+            let more = queue.len().min(BATCH.saturating_sub(said.len()));
+            said.extend(queue.drain(..more));
+            for saying in said.iter() {
+                pipe.add_command(add(state, &saying.note, saying.moment));
             }
-            backlog.said.as_ref().map(|saying| add(state, &saying.note, saying.moment))
+            !said.is_empty()
         };
-        let Some(command) = next else {
+        if !some {
             state.waiting.notified().await;
             continue;
-        };
-        let said: Result<String, RedisError> = command.query_async(&mut commands).await;
+        }
+        let said: Result<Vec<String>, RedisError> = pipe.query_async(&mut commands).await;
         match said {
             Ok(_) => {
-                let done = state.backlog.lock().unwrap_or_else(PoisonError::into_inner).said.take();
-                if let Some(told) = done.and_then(|done| done.told) {
+                let mut backlog = state.backlog.lock().unwrap_or_else(PoisonError::into_inner);
+                let done = std::mem::take(&mut backlog.said);
+                drop(backlog);
+                for told in done.into_iter().filter_map(|done| done.told) {
                     let _ = told.send(());
                 }
             }
-            // One that Redis refuses would be refused for ever.
-            Err(error) if error.is_io_error() || error.is_timeout() || error.is_connection_dropped() => return error,
             Err(error) => {
-                tracing::warn!(%error, "Redis refuses an entry of the log");
-                sleep(PATIENCE).await;
+                // One that refuses (full, read-only) would be asked again at once.
+                if !error.is_io_error() && !error.is_timeout() && !error.is_connection_dropped() {
+                    sleep(PATIENCE).await;
+                }
                 return error;
             }
         }

@@ -19,6 +19,8 @@ pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 pub const SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
 /// Tags of an answer, by commas.
 const CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
+/// `proxy-authentication-info`
+const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
 /// Tags of one answer, at most.
 const TAGS: usize = 100;
 
@@ -111,7 +113,13 @@ impl Stored {
                 let told = format!("bytes {first}-{last}/{length}");
                 (StatusCode::PARTIAL_CONTENT, self.body.slice(from..to), told)
             }
-            Part::Nothing => (StatusCode::RANGE_NOT_SATISFIABLE, Bytes::new(), format!("bytes */{length}")),
+            Part::Nothing => {
+                // It says nothing of the whole, nor may anybody keep it for that.
+                for name in OF_WHOLE {
+                    headers.remove(name);
+                }
+                (StatusCode::RANGE_NOT_SATISFIABLE, Bytes::new(), format!("bytes */{length}"))
+            }
         };
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         if let Ok(told) = HeaderValue::try_from(told) {
@@ -132,12 +140,26 @@ const OF_BODY: [HeaderName; 5] = [
     header::CONTENT_RANGE,
 ];
 
+/// Fields of a whole answer that word of a bad range does not have.
+const OF_WHOLE: [HeaderName; 8] = [
+    header::CACHE_CONTROL,
+    header::EXPIRES,
+    header::ETAG,
+    header::LAST_MODIFIED,
+    header::CONTENT_TYPE,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LANGUAGE,
+    super::policy::CDN_CACHE_CONTROL,
+];
+
 /// The fields of an answer that are kept.
 pub fn keepable(headers: &HeaderMap) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
         let passing = *name == header::AGE
             || *name == header::TRAILER
+            || *name == header::PROXY_AUTHENTICATE
+            || *name == PROXY_AUTHENTICATION_INFO
             || *name == fields::PROXY_STATUS
             || *name == CACHE_STATUS
             || *name == fields::RATELIMIT
@@ -150,18 +172,20 @@ pub fn keepable(headers: &HeaderMap) -> HeaderMap {
     kept
 }
 
-/// What an answer can be purged by.
-pub fn tags(headers: &HeaderMap) -> Vec<Box<str>> {
-    let split = |name: HeaderName, by: fn(&u8) -> bool| {
-        let lines: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
-        let tags = lines.into_iter().flat_map(move |line| line.split(by)).map(<[u8]>::trim_ascii);
-        tags.filter(|tag| !tag.is_empty()).filter_map(|tag| std::str::from_utf8(tag).ok()).map(Into::into).collect()
-    };
-    let mut tags: Vec<Box<str>> = split(SURROGATE_KEY, |byte| *byte == b' ');
-    let more: Vec<Box<str>> = split(CACHE_TAG, |byte| *byte == b',');
-    tags.extend(more);
-    tags.truncate(TAGS);
-    tags
+/// What an answer can be purged by; nothing where not all of it can be remembered.
+pub fn tags(headers: &HeaderMap) -> Option<Vec<Box<str>>> {
+    let mut tags: Vec<Box<str>> = Vec::new();
+    let by_blanks = |byte: &u8| byte.is_ascii_whitespace();
+    let by_commas = |byte: &u8| *byte == b',';
+    let lists: [(HeaderName, &dyn Fn(&u8) -> bool); 2] = [(SURROGATE_KEY, &by_blanks), (CACHE_TAG, &by_commas)];
+    for (name, by) in lists {
+        for line in headers.get_all(name) {
+            for tag in line.as_bytes().split(by).map(<[u8]>::trim_ascii).filter(|tag| !tag.is_empty()) {
+                tags.push(std::str::from_utf8(tag).ok()?.into());
+            }
+        }
+    }
+    (tags.len() <= TAGS).then_some(tags)
 }
 
 /// All kept answers of one resource, for one way to it; the newest first.
@@ -182,11 +206,17 @@ impl Resource {
         self.variants.iter().find(|stored| super::vary::matches(&stored.selection, request))
     }
 
-    /// With one more, in the place of any that answered the same requests.
+    /// With one more, in the place of any that answered the same requests; the oldest go where there is not `room` for all.
     #[must_use]
-    pub fn with(&self, new: &Arc<Stored>, key: usize) -> Self {
-        let others = self.variants.iter().filter(|stored| stored.selection != new.selection).cloned();
-        let variants: Vec<_> = std::iter::once(new.clone()).chain(others).take(VARIANTS).collect();
+    pub fn with(&self, new: &Arc<Stored>, key: usize, room: usize) -> Self {
+        let others = self.variants.iter().filter(|stored| stored.selection != new.selection);
+        let mut size = key + 100;
+        let fits = |stored: &&Arc<Stored>| {
+            size += stored.size();
+            size <= room
+        };
+        let variants = std::iter::once(new).chain(others).take(VARIANTS).take_while(fits).cloned();
+        let variants: Vec<_> = variants.collect();
         Self { size: key + 100 + variants.iter().map(|stored| stored.size()).sum::<usize>(), variants }
     }
 

@@ -79,6 +79,7 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
             auth: auth(route.auth.as_ref())?,
             cors: cors(route.cors.as_ref())?,
             cache: cache(route.cache.as_ref()),
+            shape: shape(route, defaults.headers.as_ref(), defaults.auth.as_ref()),
             ..bare(name, legacy, registry)
         };
         if matches!(route.stage, Stage::Canary | Stage::Migrated) {
@@ -173,6 +174,7 @@ fn bare(name: &str, legacy: usize, registry: &mut Registry) -> Route {
         auth: None,
         cors: None,
         cache: None,
+        shape: Box::default(),
         rewrite: None,
         edit_request: Edits::default(),
         edit_response: Edits::default(),
@@ -322,6 +324,14 @@ fn keep(config: Option<&OrNone<RouteCacheConfig>>) -> Option<Keep> {
         if_error: config.stale_if_error.0,
         collapse: config.collapse.0,
     })
+}
+
+/// Of what upstreams are told by this route: the same in all gateways that have the same file.
+fn shape(route: &RouteConfig, headers: Option<&OrNone<HeadersConfig>>, auth: Option<&OrNone<AuthConfig>>) -> Box<[u8]> {
+    let edits = route.headers.as_ref().or(headers).and_then(OrNone::as_option).map(|headers| &headers.request);
+    let forward = route.auth.as_ref().or(auth).and_then(OrNone::as_option).map(|auth| &auth.forward);
+    let text = format!("{:?} {edits:?} {forward:?}", route.rewrite);
+    format!("{:016x}", twox_hash::XxHash3_64::oneshot(text.as_bytes())).into_bytes().into()
 }
 
 fn websocket(config: Option<&OrNone<Vec<Upgrade>>>) -> bool {

@@ -166,6 +166,8 @@ pub struct Route {
     pub cors: Option<Cors>,
     /// What is kept.
     pub cache: Option<Keep>,
+    /// Of what the file says about its requests: an answer to a request of another shape is another answer.
+    pub shape: Box<[u8]>,
     /// How the service's requests differ.
     pub rewrite: Option<Rewrite>,
     /// Edits of the request's fields.

@@ -185,7 +185,8 @@ impl Registry {
         match &self.cache {
             Some((known, cache)) if known == config => cache.clone(),
             _ => {
-                let cache = Cache::new(config, self.workers);
+                let before = self.cache.as_ref().map(|(_, cache)| &**cache);
+                let cache = Cache::new(config, self.workers, before);
                 self.cache = Some((config.clone(), cache.clone()));
                 cache
             }
@@ -286,6 +287,9 @@ impl Store {
         for upstream in &snapshot.upstreams {
             upstream.take_effect();
         }
+        if let Some(cache) = &snapshot.cache {
+            cache.take_effect();
+        }
         let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
         let process =
             Arc::new(ProcessStats { id: u32::try_from(random >> 32).unwrap_or(1), ..ProcessStats::default() });
@@ -358,6 +362,15 @@ impl Store {
         *kept = registry;
         for upstream in &snapshot.upstreams {
             upstream.take_effect();
+        }
+        if let Some(cache) = &snapshot.cache {
+            cache.take_effect();
+        }
+        // What nobody finds any more takes no memory.
+        if let Some(cache) = &old.cache
+            && snapshot.cache.as_ref().is_none_or(|new| !Arc::ptr_eq(new, cache))
+        {
+            cache.clear();
         }
         self.current.store(Arc::new(snapshot));
         self.generation.store(generation, Ordering::Release);

@@ -10,7 +10,7 @@ mod write;
 
 use std::{
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::future::Either;
@@ -31,7 +31,8 @@ use crate::{
         stored::{CACHE_STATUS, Stored},
     },
     context::{Exchange, Request, Response, Served},
-    error::{Error, Kind},
+    error::Error,
+    fields,
     snapshot::Keep,
     upstream::upload::RequestBody,
 };
@@ -62,14 +63,18 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         let context = request.context.clone();
-        let Some(cache) = context.local.snapshot.cache.clone() else { return Either::Left(self.inner.call(request)) };
+        let snapshot = context.snapshot();
         let keep = context.route().cache;
-        let _ =
-            context.target.set(request.http.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")));
-        if !context.method.is_safe() || context.overridden.get() {
-            return Either::Right(Box::pin(write(self.inner.clone(), request, cache, keep.is_some())));
+        let safe = context.method.is_safe() && !context.overridden.get();
+        if snapshot.cache.is_none() || (safe && keep.is_none()) {
+            return Either::Left(self.inner.call(request));
         }
-        let Some(keep) = keep else { return Either::Left(self.inner.call(request)) };
+        let Some(cache) = snapshot.cache.clone() else { return Either::Left(self.inner.call(request)) };
+        let target = request.http.uri().path_and_query().cloned();
+        let _ = context.target.set(target.unwrap_or(PathAndQuery::from_static("/")));
+        let (true, Some(keep)) = (safe, keep) else {
+            return Either::Right(Box::pin(write(self.inner.clone(), request, cache, keep.is_some())));
+        };
         if !is_ours(&request) {
             context.cache.set(Some(Served::Bypass));
             let word = if context.method == Method::GET { "gw; fwd=bypass" } else { "gw; fwd=method" };
@@ -80,29 +85,40 @@ where
         let asks = Asks::new(request.http.headers(), context.authorized.get(), cookies);
         let key = key(&context, request.http.headers());
         let head = context.method == Method::HEAD;
+        let limit = context.route().limits.request.unwrap_or(LONGEST);
         let look = match look(&cache, &key, request.http.headers(), &asks, now) {
             Look::Use(stored, judgement) => {
                 let served = if judgement == Judgement::Fresh { Served::Hit } else { Served::Stale };
-                if judgement == Judgement::WhileRevalidate {
+                if judgement == Judgement::WhileRevalidate && !cache.is_failing(&key, now, limit) {
                     let this = Filling { cache, keep, asks, key, stored: Some(stored.clone()), why: "stale" };
                     revalidate(self.inner.clone(), &context, copy(&request), this);
                 }
-                let answer = answer(&context, &stored, request.http.headers(), head, now, served, "");
+                let answer = answer(&context, &stored, request.http.headers(), head, now, served, &Said::Hit);
                 return Either::Right(Box::pin(std::future::ready(Ok(answer))));
             }
-            Look::Validate(stored) => (Some(stored), "stale"),
+            Look::Validate(stored) => {
+                let why = if asks.wants_new(&stored.terms, stored.age(now)) { "request" } else { "stale" };
+                let this = Filling { cache, keep, asks, key, stored: Some(stored), why };
+                // Its upstream failed a moment ago: nobody waits for that again.
+                if let Some(stored) = this.stored.clone().filter(|stored| {
+                    this.may_replace(stored, now) && !asks.no_cache() && this.cache.is_failing(&this.key, now, limit)
+                }) {
+                    let said = Said::Forwarded("stale", "; collapsed; detail=stale-if-error");
+                    let answer = answer(&context, &stored, request.http.headers(), head, now, Served::Stale, &said);
+                    return Either::Right(Box::pin(std::future::ready(Ok(answer))));
+                }
+                return Either::Right(Box::pin(fetch(self.inner.clone(), request, this)));
+            }
             Look::Nothing(why) => (None, why),
         };
-        if asks.only_if_cached() {
-            context.cache.set(Some(Served::Miss));
-            request.discard();
-            return Either::Right(Box::pin(std::future::ready(Err(Error::new(Kind::NotCached)))));
-        }
         let (stored, why) = look;
         let this = Filling { cache, keep, asks, key, stored, why };
         Either::Right(Box::pin(fetch(self.inner.clone(), request, this)))
     }
 }
+
+/// How long an answer may take that nobody waits for, where the route has no limit.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// Whether the cache has a say: a plain GET or HEAD.
 fn is_ours(request: &Request) -> bool {
@@ -128,18 +144,29 @@ fn key(context: &Exchange, headers: &HeaderMap) -> Vec<u8> {
     let upstream = context.upstream().map_or("", |upstream| &*upstream.name);
     let mut key = Builder::new(host, target(context).as_bytes())
         .part(route.name.as_bytes())
+        .part(&route.shape)
         .part(if context.https.get() { b"https" } else { b"http" })
-        .part(context.arm.get().word().as_bytes())
+        // Whom it was for, and who answers: the monolith may stand in for the service, and know it.
+        .part(context.decided.get().word().as_bytes())
         .part(upstream.as_bytes())
         .part(match context.asked.get() {
             Some(asked) if asked.as_bytes() != host => asked.as_bytes(),
             _ => b"",
         });
+    // What a trusted proxy says of the way may be in the answer's links.
+    if !context.snapshot().trusted_proxies.is_empty() {
+        for name in [&fields::X_FORWARDED_PREFIX, &X_FORWARDED_PORT] {
+            key = key.field(name.as_str(), headers.get(name));
+        }
+    }
     for (_, name) in route.auth.iter().flat_map(|auth| &auth.forward) {
         key = key.field(name.as_str(), headers.get(name));
     }
     key.finish()
 }
+
+/// `x-forwarded-port`
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 
 /// Path and query, as they go on.
 fn target(context: &Exchange) -> &str {
@@ -178,6 +205,16 @@ fn look(cache: &Cache, key: &[u8], headers: &HeaderMap, asks: &Asks, now: u64) -
     }
 }
 
+/// How what is kept came to be the answer (RFC 9211 §2): a hit was not forwarded.
+enum Said<'s> {
+    /// It was in memory.
+    Hit,
+    /// It was in Redis.
+    Shared,
+    /// The upstream was asked: why, and what came of that.
+    Forwarded(&'s str, &'s str),
+}
+
 /// The response from what is kept.
 fn answer(
     context: &Exchange,
@@ -186,21 +223,27 @@ fn answer(
     head: bool,
     now: u64,
     served: Served,
-    more: &str,
+    said: &Said<'_>,
 ) -> Response {
     context.cache.set(Some(served));
     if served != Served::Revalidated {
         context.answered_here();
     }
     let mut response = stored.answer(headers, head, now).map(ResponseBody::Full);
-    let mut text = String::with_capacity(48);
-    text.push_str("gw; hit; ttl=");
+    let mut text = String::with_capacity(64);
+    match said {
+        Said::Hit | Said::Shared => text.push_str("gw; hit"),
+        Said::Forwarded(why, more) => ["gw; fwd=", why, more].into_iter().for_each(|part| text.push_str(part)),
+    }
+    text.push_str("; ttl=");
     let left = stored.left(now);
     if left < 0 {
         text.push('-');
     }
     text.push_str(itoa::Buffer::new().format(left.unsigned_abs()));
-    text.push_str(more);
+    if matches!(said, Said::Shared) {
+        text.push_str("; detail=shared");
+    }
     tell(response.headers_mut(), &text);
     response
 }

@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll, Waker},
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -12,11 +12,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::Body as _;
 
-use super::{CONDITIONS, Filling};
+use super::{CONDITIONS, Filling, tell};
 use crate::{
     body::ResponseBody,
     cache::{
-        Reserved,
         fill::{End, Fill, Rest},
         flight::{Lead, Outcome},
         marks::Position,
@@ -25,12 +24,13 @@ use crate::{
         vary,
     },
     context::Response,
+    error::{Error, Kind},
 };
 
 /// Puts an answer where all find it; whether it is kept here.
 pub(super) fn store(filling: &Filling, key: &[u8], stored: &Arc<Stored>, now: u64) -> bool {
     let kept = filling.cache.put(key, stored);
-    if kept && let Some(shared) = &filling.cache.shared {
+    if kept && let Some(shared) = filling.cache.shared() {
         shared.put(key, &vary::tag(&stored.selection), stored, now);
     }
     kept
@@ -76,10 +76,11 @@ pub(super) fn plan(
     }
     let headers = stored::keepable(response.headers());
     let names = vary::names(&headers).ok_or("vary")?;
+    let tags = stored::tags(&headers).ok_or("tags")?;
     Ok((
         Stored {
             status,
-            tags: stored::tags(&headers),
+            tags,
             headers,
             body: Bytes::new(),
             selection: vary::select(&names, request),
@@ -91,7 +92,7 @@ pub(super) fn plan(
     ))
 }
 
-/// Takes an answer in while its client reads it.
+/// Takes an answer in while its client reads it. `said` is its `Cache-Status` so far.
 pub(super) fn keep(
     filling: Filling,
     key: Vec<u8>,
@@ -99,71 +100,84 @@ pub(super) fn keep(
     length: Option<u64>,
     response: Response,
     mut lead: Option<Lead>,
-    now: u64,
+    said: &str,
 ) -> Response {
+    let now = head.came;
     let first = usize::try_from(length.unwrap_or(FIRST)).unwrap_or(usize::MAX);
-    let (parts, mut body) = response.into_parts();
+    let (mut parts, mut body) = response.into_parts();
     let Some(reserved) = filling.cache.reserve(first) else {
-        // There is no memory for it now; the next may find some.
+        // There is no memory for it now; the next may find some, and nobody waits for that.
+        if let Some(lead) = &mut lead {
+            lead.settle(Outcome::Private);
+        }
+        tell(&mut parts.headers, &format!("{said}; detail=busy"));
         return http::Response::from_parts(parts, body);
     };
-    let fill = Fill::new(head, length);
+    let fill = Fill::new(head, length, reserved, first);
     // The usual answer is there whole already.
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    let mut whole = length == Some(0) || body.is_end_stream();
-    let mut odd = None;
-    while !whole && odd.is_none() {
-        match Pin::new(&mut body).poll_frame(&mut cx) {
-            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => {
-                    let bytes = fill.push(data);
-                    whole = body.is_end_stream() || length.is_some_and(|length| bytes as u64 >= length);
-                    if bytes > filling.cache.max_object {
-                        odd = Some(End::Rest);
-                    }
-                }
-                // Trailers that nobody announced may be left out (RFC 9110 §6.5.2).
-                Err(_) => whole = true,
-            },
-            Poll::Ready(Some(Err(error))) => odd = Some(End::Broken(error.kind, error.detail)),
-            Poll::Ready(None) => whole = true,
-            Poll::Pending => break,
-        }
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut end = (length == Some(0) || body.is_end_stream()).then_some(End::Whole);
+    while end.is_none()
+        && let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(&mut cx)
+    {
+        end = take(&fill, &body, frame, filling.cache.max_object);
     }
-    if whole && length.is_none_or(|length| length == fill.bytes() as u64) {
+    let whole = length.is_none_or(|length| length == fill.bytes() as u64);
+    if matches!(end, Some(End::Whole)) && whole {
         let stored = Arc::new(Stored { body: fill.join(), ..fill.head.clone() });
         let kept = store(&filling, &key, &stored, now);
         if let Some(lead) = &mut lead {
             lead.settle(if kept { Outcome::Stored } else { Outcome::Private });
         }
+        tell(&mut parts.headers, &if kept { format!("{said}; stored") } else { format!("{said}; detail=outdated") });
         return http::Response::from_parts(parts, ResponseBody::Full(stored.body.clone()));
     }
     let rest = Rest::default();
     let Some(reader) = fill.read(Some(rest.clone())) else {
         return http::Response::from_parts(parts, ResponseBody::Empty);
     };
-    if let Some(end) = odd {
-        *rest.borrow_mut() = Some(body);
-        fill.end(end);
-        if let Some(lead) = &mut lead {
-            lead.settle(Outcome::Private);
-        }
-    } else {
-        if length.is_some()
-            && key == filling.key
-            && let Some(lead) = &mut lead
-        {
-            lead.settle(Outcome::Streaming(fill.clone()));
-        }
-        let fill = fill.clone();
-        let taking = Taking { filling, key, fill, body, rest, lead, reserved, left: first };
-        tokio::task::spawn_local(taking.run(now));
+    if end.is_none()
+        && length.is_some()
+        && let Some(lead) = &mut lead
+    {
+        lead.settle(Outcome::Streaming(fill.clone()));
+    }
+    tell(
+        &mut parts.headers,
+        &if end.is_none() { format!("{said}; stored") } else { format!("{said}; detail=too-large") },
+    );
+    let taking = Taking { filling, key, fill, body, rest, lead, ended: false };
+    match end {
+        Some(end) => taking.end(end, now),
+        None => drop(tokio::task::spawn_local(taking.run(now))),
     }
     http::Response::from_parts(parts, ResponseBody::Filling(Box::new(reader)))
 }
 
 /// What is reserved at a time for an answer whose length is not known.
 const FIRST: u64 = 64 * 1024;
+
+/// Takes one frame; how it ends, if it does.
+fn take(
+    fill: &Fill,
+    body: &ResponseBody,
+    frame: Option<Result<http_body::Frame<Bytes>, Error>>,
+    most: usize,
+) -> Option<End> {
+    let frame = match frame {
+        None => return Some(End::Whole),
+        Some(Err(error)) => return Some(End::Broken(error.kind, error.detail)),
+        Some(Ok(frame)) => frame,
+    };
+    // Trailers that nobody announced may be left out (RFC 9110 §6.5.2).
+    let Ok(data) = frame.into_data() else { return Some(End::Whole) };
+    let room = fill.has_room(data.len());
+    let bytes = fill.push(data);
+    if body.is_end_stream() || fill.length.is_some_and(|length| bytes as u64 >= length) {
+        return Some(End::Whole);
+    }
+    (!room || bytes > most).then_some(End::Rest)
+}
 
 /// An answer that is being taken in.
 struct Taking {
@@ -173,16 +187,21 @@ struct Taking {
     body: ResponseBody,
     rest: Rest,
     lead: Option<Lead>,
-    reserved: Reserved,
-    /// What is left of the memory that was reserved.
-    left: usize,
+    ended: bool,
+}
+
+impl Drop for Taking {
+    /// Whoever reads it must not wait for ever, whatever happened.
+    fn drop(&mut self) {
+        if !self.ended {
+            self.fill.end(End::Broken(Kind::Internal, "it was not taken in to its end".to_owned()));
+        }
+    }
 }
 
 impl Taking {
     /// Takes it in to its end, as long as anybody reads it.
     async fn run(mut self, now: u64) {
-        let before = self.fill.bytes();
-        self.left = self.left.saturating_sub(before);
         let end = loop {
             let frame = poll_fn(|cx| {
                 if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
@@ -190,39 +209,28 @@ impl Taking {
                 }
                 self.fill.poll_left(cx).map(|()| None)
             });
-            match frame.await {
-                // Nobody reads it: the upstream need not go on.
-                None => return,
-                Some(Some(Ok(frame))) => {
-                    let Ok(data) = frame.into_data() else { break End::Whole };
-                    let size = data.len();
-                    let bytes = self.fill.push(data);
-                    if self.body.is_end_stream() || self.fill.length.is_some_and(|length| bytes as u64 >= length) {
-                        break End::Whole;
-                    }
-                    let room = match self.left.checked_sub(size) {
-                        Some(left) => {
-                            self.left = left;
-                            true
-                        }
-                        None => self.reserved.grow(size),
-                    };
-                    if !room || bytes > self.filling.cache.max_object {
-                        break End::Rest;
-                    }
-                }
-                Some(Some(Err(error))) => break End::Broken(error.kind, error.detail),
-                Some(None) => break End::Whole,
+            // Nobody reads it: the upstream need not go on.
+            let Some(frame) = frame.await else { return };
+            if let Some(end) = take(&self.fill, &self.body, frame, self.filling.cache.max_object) {
+                break end;
             }
         };
+        self.end(end, now);
+    }
+
+    fn end(mut self, end: End, now: u64) {
+        self.ended = true;
         let whole = self.fill.length.is_none_or(|length| length == self.fill.bytes() as u64);
         let outcome = match &end {
             End::Whole if whole => {
                 let stored = Arc::new(Stored { body: self.fill.join(), ..self.fill.head.clone() });
-                let kept = store(&self.filling, &self.key, &stored, now);
-                if kept { Outcome::Stored } else { Outcome::Private }
+                // Those who read it are done first.
+                self.fill.end(end.clone());
+                if store(&self.filling, &self.key, &stored, now) { Outcome::Stored } else { Outcome::Private }
             }
             End::Rest => {
+                // The next would be no shorter.
+                self.filling.cache.pass(&self.filling.key, now);
                 *self.rest.borrow_mut() = Some(std::mem::replace(&mut self.body, ResponseBody::Empty));
                 Outcome::Private
             }

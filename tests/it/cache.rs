@@ -919,3 +919,109 @@ async fn what_is_hit_is_what_the_origin_is_spared() {
     let bytes = gateway.api("/api/status").await["cache"]["bytes"].as_u64().unwrap();
     assert!(bytes <= 2 * 1024 * 1024, "{bytes}");
 }
+
+/// A visitor with a cookie, or with `no-store`, once emptied the cache for everybody; and a site's own sessions kept others from waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_client_asks_ends_nobodys_copy() {
+    let kept = Kept::start(KEEP).await;
+    for (n, (asked, answered)) in [
+        (("cookie", "session=1"), "max-age=60"),
+        (("cookie", "session=1"), "private"),
+        (("authorization", "Basic YTpi"), "no-store"),
+        (("cache-control", "no-store, no-cache"), "max-age=60"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = format!("/k/{n}");
+        kept.says(&[("cache-control", "max-age=60"), ("etag", "\"a\"")]);
+        let first = kept.ask(&path, &[]).await;
+        kept.says(&[("cache-control", answered)]);
+        assert_ne!(kept.ask(&path, &[asked]).await.body, first.body);
+        assert_eq!(kept.ask(&path, &[]).await.body, first.body, "{asked:?} {answered}");
+    }
+    // Nor where the upstream says that what is kept is still good.
+    let old = [("cache-control", "max-age=10"), ("age", "30"), ("etag", "\"a\"")];
+    kept.says(&old);
+    let first = kept.ask("/k/old", &[]).await;
+    kept.ask("/k/old", &[("cache-control", "no-store")]).await;
+    kept.ask("/k/old", &[]).await;
+    assert_eq!(kept.origin.last().field("if-none-match"), "\"a\"");
+    assert_eq!(kept.ask("/k/old", &[]).await.body, first.body);
+    // An answer that is no longer for others ends what was.
+    kept.says(&[("cache-control", "private"), ("etag", "\"b\"")]);
+    kept.ask("/k/old", &[]).await;
+    kept.ask("/k/old", &[]).await;
+    assert!(kept.origin.last().fields("if-none-match").is_empty());
+}
+
+/// What a 304 brings of its own reaches its client, and one about another answer is not believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_304_is_about_what_it_names() {
+    let first = AtomicUsize::new(0);
+    let origin = Origin::start(move |received| {
+        let path = received.line().split(' ').nth(1).unwrap_or_default().to_owned();
+        let number = first.fetch_add(1, SeqCst);
+        let asked = !received.fields("if-none-match").is_empty() || !received.fields("if-modified-since").is_empty();
+        match &*path {
+            "/k/cookie" if asked => {
+                Reply::Bytes(b"HTTP/1.1 304 Not Modified\r\netag: \"1\"\r\nset-cookie: a=b\r\n\r\n".to_vec())
+            }
+            "/k/other" if asked => Reply::Bytes(b"HTTP/1.1 304 Not Modified\r\netag: \"2\"\r\n\r\n".to_vec()),
+            "/k/private" if asked => {
+                Reply::Bytes(b"HTTP/1.1 304 Not Modified\r\netag: \"1\"\r\ncache-control: private\r\n\r\n".to_vec())
+            }
+            _ => {
+                let fields = [("cache-control", "public, no-cache"), ("etag", "\"1\"")];
+                Reply::new("200 OK", &fields, &format!("answer {number}"))
+            }
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&crate::yaml(&[("legacy", origin.url())], KEEP)).await;
+    let ask = async |path: &str| send(gateway.address, "GET", path, &[], "").await;
+    let one = ask("/k/cookie").await;
+    let two = ask("/k/cookie").await;
+    assert_eq!((two.status, &two.body, two.field("set-cookie")), (200, &one.body, "a=b"));
+    assert_eq!(send(gateway.address, "GET", "/k/cookie", &[("if-none-match", "\"1\"")], "").await.status, 304);
+    // Its tag is another's: the whole is asked for.
+    let one = ask("/k/other").await;
+    let two = ask("/k/other").await;
+    assert_eq!((two.status, two.field("etag")), (200, "\"1\""));
+    assert_ne!(two.body, one.body);
+    // What must not be kept any more is said as it is now.
+    let one = ask("/k/private").await;
+    let two = ask("/k/private").await;
+    assert_eq!((&two.body, two.field("cache-control")), (&one.body, "private"));
+    assert_ne!(ask("/k/private").await.body, one.body);
+}
+
+/// A HEAD that the monolith answered in the service's place once carried the service's body to the monolith's arm; what the monolith
+/// said to the service's cohort went to the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_in_for_the_service_stays_with_the_services_cohort() {
+    let legacy = Origin::start(|received| {
+        if received.line().starts_with("HEAD") {
+            return Reply::Bytes(b"HTTP/1.1 200 OK\r\ncache-control: public, max-age=60\r\n\r\n".to_vec());
+        }
+        let cohort = received.field("x-gateway-cohort");
+        Reply::new("200 OK", &[("cache-control", "public, max-age=60")], &format!("legacy for {cohort}"))
+    })
+    .await;
+    let orders =
+        Origin::start(|_| Reply::new("200 OK", &[("cache-control", "public, no-cache"), ("etag", "\"1\"")], "orders"))
+            .await;
+    let text = |url: String| {
+        let routes = "routes:\n  - {name: kept, match: /k/**, upstream: orders, stage: canary, cache: {}, canary: {percent: 0%, by: [\"header:x-user\"], always: [{header: {x-beta: \"1\"}}]}}\n";
+        crate::yaml(&[("legacy", legacy.url()), ("orders", url)], routes)
+    };
+    let gateway = Gateway::start(&text(orders.url())).await;
+    let beta = [("x-beta", "1")];
+    assert_eq!(send(gateway.address, "GET", "/k/1", &beta, "").await.text(), "orders");
+    gateway.flip(&text("http://127.0.0.1:1".to_owned())).await;
+    let head = b"HEAD /k/1 HTTP/1.1\r\nhost: shop.example.com\r\nx-beta: 1\r\nconnection: close\r\n\r\n";
+    assert!(raw(gateway.address, head, |_| false).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(send(gateway.address, "GET", "/k/2", &beta, "").await.text(), "legacy for kept=service");
+    assert_eq!(send(gateway.address, "GET", "/k/1", &[], "").await.text(), "legacy for kept=legacy");
+    assert_eq!(send(gateway.address, "GET", "/k/2", &[], "").await.text(), "legacy for kept=legacy");
+}

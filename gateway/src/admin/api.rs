@@ -17,6 +17,7 @@ use crate::{
     claims::Claims,
     config::values::Share,
     resilience::{breaker::State, millis},
+    routing::path::{self, PathPolicy},
     server::Control,
     snapshot::{Reloaded, Route, Snapshot, explain},
     telemetry::metrics::{self, Arm, FALLBACKS, SERVED},
@@ -207,14 +208,17 @@ struct ToPurge {
 }
 
 impl ToPurge {
-    fn read(self) -> Result<Purge, String> {
+    fn read(self, paths: PathPolicy) -> Result<Purge, String> {
         let Self { url, prefix, route, tag, all } = self;
         // A host that is left out is every host.
         let place = |text: &str| {
             let uri: Uri = text.parse().ok().filter(|_| !text.is_empty())?;
             let host = uri.authority().map(ToString::to_string).unwrap_or_default();
             let target = uri.path_and_query().filter(|target| target.as_str().starts_with('/'))?;
-            Some((host.to_ascii_lowercase(), target.as_str().to_owned()))
+            // As it goes on, so as it is kept.
+            let path = path::read(target.path(), paths).ok()?.forward.into_owned();
+            let target = target.query().map_or(path.clone(), |query| format!("{path}?{query}"));
+            Some((host.to_ascii_lowercase(), target))
         };
         let wrong = |text: &str| format!("not a URL: `{text}`; write `https://shop.example.com/path?query` or `/path`");
         match (url, prefix, route, tag, all) {
@@ -233,7 +237,8 @@ impl ToPurge {
 }
 
 pub(super) async fn purge(snapshot: &Snapshot, body: &Bytes) -> Response<Bytes> {
-    let read = serde_json::from_slice(body).map_err(|error| error.to_string()).and_then(ToPurge::read);
+    let read = serde_json::from_slice(body).map_err(|error| error.to_string());
+    let read = read.and_then(|asked: ToPurge| asked.read(snapshot.paths));
     let purge = match read {
         Ok(purge) => purge,
         Err(why) => {

@@ -58,3 +58,42 @@ pub fn parts(key: &[u8]) -> Parts<'_> {
     let mut next = || parts.next().unwrap_or_default();
     Parts { host: next(), target: next(), route: next() }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A request's parts, as the layer puts them together.
+    fn key(host: &str, target: &str, parts: &[String; 4], fields: &[Option<String>; 2]) -> Vec<u8> {
+        let mut builder = Builder::new(host.as_bytes(), target.as_bytes());
+        for part in parts {
+            builder = builder.part(part.as_bytes());
+        }
+        for (name, value) in ["x-user-id", "x-tenant"].into_iter().zip(fields) {
+            let value = value.as_ref().map(|value| HeaderValue::from_str(value).unwrap());
+            builder = builder.field(name, value.as_ref());
+        }
+        builder.finish()
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_requests_share_a_key(
+            hosts in ["[a-zA-Z.:]{0,4}", "[a-zA-Z.:]{0,4}"],
+            targets in ["/[a-z?=&/]{0,4}", "/[a-z?=&/]{0,4}"],
+            parts in [["[a-z=]{0,2}", "[a-z=]{0,2}", "[a-z=]{0,2}", "[a-z=]{0,2}"], ["[a-z=]{0,2}", "[a-z=]{0,2}", "[a-z=]{0,2}", "[a-z=]{0,2}"]],
+            fields in [[proptest::option::of("[a-z=]{0,2}"), proptest::option::of("[a-z=]{0,2}")], [proptest::option::of("[a-z=]{0,2}"), proptest::option::of("[a-z=]{0,2}")]],
+        ) {
+            let one = key(&hosts[0], &targets[0], &parts[0], &fields[0]);
+            let two = key(&hosts[1], &targets[1], &parts[1], &fields[1]);
+            let same = hosts[0].eq_ignore_ascii_case(&hosts[1])
+                && (&targets[0], &parts[0], &fields[0]) == (&targets[1], &parts[1], &fields[1]);
+            prop_assert_eq!(one == two, same);
+            let found = super::parts(&one);
+            prop_assert_eq!(found.host.to_vec(), hosts[0].to_ascii_lowercase().into_bytes());
+            prop_assert_eq!((found.target, found.route), (targets[0].as_bytes(), parts[0][0].as_bytes()));
+        }
+    }
+}

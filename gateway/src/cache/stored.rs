@@ -175,12 +175,11 @@ pub fn keepable(headers: &HeaderMap) -> HeaderMap {
 /// What an answer can be purged by; nothing where not all of it can be remembered.
 pub fn tags(headers: &HeaderMap) -> Option<Vec<Box<str>>> {
     let mut tags: Vec<Box<str>> = Vec::new();
-    let by_blanks = |byte: &u8| byte.is_ascii_whitespace();
-    let by_commas = |byte: &u8| *byte == b',';
-    let lists: [(HeaderName, &dyn Fn(&u8) -> bool); 2] = [(SURROGATE_KEY, &by_blanks), (CACHE_TAG, &by_commas)];
-    for (name, by) in lists {
-        for line in headers.get_all(name) {
-            for tag in line.as_bytes().split(by).map(<[u8]>::trim_ascii).filter(|tag| !tag.is_empty()) {
+    for name in [SURROGATE_KEY, CACHE_TAG] {
+        let commas = name == CACHE_TAG;
+        let ends = |byte: &u8| if commas { *byte == b',' } else { byte.is_ascii_whitespace() };
+        for line in headers.get_all(&name) {
+            for tag in line.as_bytes().split(ends).map(<[u8]>::trim_ascii).filter(|tag| !tag.is_empty()) {
                 tags.push(std::str::from_utf8(tag).ok()?.into());
             }
         }

@@ -7,7 +7,7 @@ use tower::Service;
 
 use super::{pass, target};
 use crate::{
-    cache::Cache,
+    cache::{Cache, marks::without_port},
     context::{Context, Request, Response, Served},
     error::Error,
 };
@@ -57,10 +57,13 @@ impl Ended {
     /// The same for a URL that the answer names, on this host.
     fn also(&self, value: Option<&HeaderValue>) {
         let Some(uri) = value.and_then(|value| value.to_str().ok()?.parse::<Uri>().ok()) else { return };
-        let here = match uri.authority() {
-            Some(authority) => authority.as_str().as_bytes().eq_ignore_ascii_case(self.host()),
-            None => true,
+        let asked = self.context.asked.get().map_or(&b""[..], HeaderValue::as_bytes);
+        // With its scheme's own port or without it is the same host.
+        let is = |authority: &str| {
+            let named = without_port(authority.as_bytes());
+            [self.host(), asked].iter().any(|host| named.eq_ignore_ascii_case(without_port(host)))
         };
+        let here = uri.authority().is_none_or(|authority| is(authority.as_str()));
         if here && let Some(target) = uri.path_and_query().filter(|target| target.as_str().starts_with('/')) {
             self.cache.invalidate(self.host(), target.as_str().as_bytes());
         }

@@ -1,6 +1,9 @@
 use std::time::Duration;
 
-use super::*;
+use super::{
+    Judgement::{Fresh, Stale, Validate, WhileRevalidate},
+    *,
+};
 
 const NOW: u64 = 1_800_000_000;
 const KEEP: Keep =
@@ -77,7 +80,6 @@ fn what_a_request_may_have_at_which_age() {
         let terms = terms(StatusCode::OK, &headers, &asks, &keep, Times { asked: NOW, came: NOW }).unwrap();
         asks.judge(&terms, age)
     };
-    use Judgement::{Fresh, Stale, Validate, WhileRevalidate};
     for (asked, said, age, expected) in [
         ("", "max-age=60", 59, Fresh),
         ("", "max-age=60", 60, WhileRevalidate),

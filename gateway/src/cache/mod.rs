@@ -166,6 +166,11 @@ impl Cache {
             }
             let rest = Arc::new(rest);
             self.memory.insert(key.into(), rest.clone());
+            // A purge may have come and gone between the look and the insertion.
+            if !self.admits_all(key, &rest) {
+                self.memory.remove(key);
+                return None;
+            }
             return Some(rest);
         }
         (!rest.variants.is_empty()).then(|| Arc::new(rest))
@@ -192,13 +197,18 @@ impl Cache {
         if resource.variants.is_empty() {
             return false;
         }
-        self.memory.insert(key.into(), Arc::new(resource));
+        let resource = Arc::new(resource);
+        self.memory.insert(key.into(), resource.clone());
         // A purge may have come and gone between the look and the insertion.
-        if self.marks.admits(key, &stored.tags, stored.born.local) {
+        if self.admits_all(key, &resource) {
             return true;
         }
         self.memory.remove(key);
         false
+    }
+
+    fn admits_all(&self, key: &[u8], resource: &Resource) -> bool {
+        resource.variants.iter().all(|stored| self.marks.admits(key, &stored.tags, stored.born.local))
     }
 
     /// Forgets an answer; the resource's others stay.
@@ -230,12 +240,13 @@ impl Cache {
         }
     }
 
-    /// Purges here; how many resources had any of it.
-    fn purge_here(&self, purge: &Purge) -> usize {
+    /// Purges here, in one walk; how many resources had any of it.
+    fn purge_here(&self, purges: &[Purge]) -> usize {
+        let means = |key: &[u8], stored: &Stored| purges.iter().any(|purge| purge.means(key, &stored.tags));
         let gone = Cell::new(0);
         let changed = RefCell::new(Vec::new());
         self.memory.retain(|key, resource| {
-            let meant = resource.variants.iter().filter(|stored| purge.means(key, &stored.tags)).count();
+            let meant = resource.variants.iter().filter(|stored| means(key, stored)).count();
             if meant == 0 {
                 return true;
             }
@@ -247,7 +258,7 @@ impl Cache {
         });
         // A tag may mean one answer of a resource and not another.
         for (key, resource) in changed.into_inner() {
-            let rest = resource.variants.iter().rev().filter(|stored| !purge.means(&key, &stored.tags));
+            let rest = resource.variants.iter().rev().filter(|stored| !means(&key, stored));
             for stored in rest {
                 self.put(&key, stored);
             }
@@ -259,7 +270,7 @@ impl Cache {
     /// were told.
     pub async fn purge(&self, purge: Purge) -> (usize, Option<bool>) {
         let moment = self.marks.purge(purge.clone(), marks::UNKNOWN);
-        let gone = self.purge_here(&purge);
+        let gone = self.purge_here(std::slice::from_ref(&purge));
         let told = match self.shared() {
             Some(shared) => Some(shared.tell_purge(purge, moment).await),
             None => None,

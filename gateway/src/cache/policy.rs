@@ -70,7 +70,8 @@ impl Asks {
     pub fn judge(&self, terms: &Terms, age: u64) -> Judgement {
         let fresh = !terms.always_validate
             && terms.lifetime > age
-            && self.control.max_age.is_none_or(|most| age <= most)
+            // Zero asks for a new one, also within the second.
+            && self.control.max_age.is_none_or(|most| most > 0 && age <= most)
             && self.control.min_fresh.is_none_or(|least| terms.lifetime - age >= least);
         if fresh && !self.control.no_cache {
             return Judgement::Fresh;
@@ -78,7 +79,8 @@ impl Asks {
         let late = age.saturating_sub(terms.lifetime);
         // What the client refuses is not given to it for the upstream's sake.
         let refuses = self.control.no_cache
-            || self.control.max_age.is_some_and(|most| age > most)
+            || self.control.max_age.is_some_and(|most| most == 0 || age > most)
+            || self.control.max_stale.is_some_and(|most| late > most)
             || self.control.min_fresh.is_some_and(|least| terms.lifetime.saturating_sub(age) < least);
         if terms.never_stale || terms.always_validate || refuses {
             return Judgement::Validate;

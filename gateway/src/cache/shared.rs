@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     runtime::Builder,
     sync::{Notify, mpsc, oneshot},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use twox_hash::XxHash3_128;
 
@@ -241,14 +241,15 @@ impl Shared {
         u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// What lies under a key, if it may be used. `tag` tells answers to different requests apart.
-    pub async fn get(&self, key: &[u8], tag: &[u8]) -> Option<Found> {
+    /// What lies under a key, if it may be used. `tag` tells answers to different requests apart; the budget runs from when it
+    /// was first `asked`.
+    pub async fn get(&self, key: &[u8], tag: &[u8], asked: Instant) -> Option<Found> {
         if !self.is_free() {
             return None;
         }
         let (told, telling) = oneshot::channel();
         self.calls.try_send(Call::Get { key: name(key, tag), told }).ok()?;
-        let Ok(answered) = timeout(self.budget, telling).await else {
+        let Ok(answered) = timeout_at(asked + self.budget, telling).await else {
             self.state.failed.fetch_add(1, Relaxed);
             self.state.paused.store(self.since() + PAUSE, Relaxed);
             return None;
@@ -526,7 +527,7 @@ impl State {
     fn forget_all(&self, at: u64) {
         self.marks.purge(Purge::All, at);
         if let Some(cache) = self.cache.upgrade() {
-            cache.purge_here(&Purge::All);
+            cache.purge_here(&[Purge::All]);
         }
     }
 }
@@ -559,18 +560,22 @@ async fn read(state: &State, log: &mut MultiplexedConnection, wait: Option<Durat
     let reply: Option<StreamReadReply> = command.query_async(log).await?;
     let entries = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
     let mut count = 0;
+    let mut purges = Vec::new();
     for entry in entries {
         count += 1;
         if let Some(at) = position(&entry.id) {
-            take(state, &entry, at);
+            take(state, &entry, at, &mut purges);
             state.position.store(at, SeqCst);
         }
+    }
+    if let Some(cache) = state.cache.upgrade().filter(|_| !purges.is_empty()) {
+        cache.purge_here(&purges);
     }
     Ok(count)
 }
 
 /// Takes over an entry.
-fn take(state: &State, entry: &StreamId, at: u64) {
+fn take(state: &State, entry: &StreamId, at: u64, purges: &mut Vec<Purge>) {
     let text = |name: &str| entry.get::<String>(name).unwrap_or_default();
     // What a newer gateway says is taken for the worst.
     let note = serde_json::from_str::<Note>(&text("note")).unwrap_or(Note::Purge(Purge::All));
@@ -581,9 +586,7 @@ fn take(state: &State, entry: &StreamId, at: u64) {
         (Note::Purge(_), Some(moment)) => state.marks.purge_logged(moment, at),
         (Note::Purge(purge), None) => {
             state.marks.purge(purge.clone(), at);
-            if let Some(cache) = state.cache.upgrade() {
-                cache.purge_here(&purge);
-            }
+            purges.push(purge);
         }
     }
 }

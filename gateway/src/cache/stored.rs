@@ -48,7 +48,7 @@ pub struct Stored {
 impl Stored {
     /// Its age, in seconds.
     pub fn age(&self, now: u64) -> u64 {
-        self.terms.age + now.saturating_sub(self.came) / 1000
+        self.terms.age.saturating_add(now.saturating_sub(self.came) / 1000)
     }
 
     /// For how long it stays fresh; less than nothing where it is stale.
@@ -65,7 +65,7 @@ impl Stored {
     /// For how long it is of any use without its upstream's word, in seconds.
     pub fn useful(&self, now: u64) -> u64 {
         let stale = self.terms.while_revalidate.max(self.terms.if_error);
-        (self.terms.lifetime + stale).saturating_sub(self.age(now))
+        self.terms.lifetime.saturating_add(stale).saturating_sub(self.age(now))
     }
 
     /// About how much memory it takes.

@@ -179,8 +179,9 @@ async fn wait(flight: &Flight, sleep: crate::timer::Sleep) -> Option<Outcome> {
 async fn second_tier(filling: &Filling, headers: &HeaderMap) -> Option<Arc<Stored>> {
     let shared = filling.cache.shared()?;
     let local = filling.cache.marks.now();
-    let found = match shared.get(&filling.key, b"").await? {
-        Found::By(names) => shared.get(&filling.key, &vary::tag(&vary::select(&names, headers))).await?,
+    let asked = tokio::time::Instant::now();
+    let found = match shared.get(&filling.key, b"", asked).await? {
+        Found::By(names) => shared.get(&filling.key, &vary::tag(&vary::select(&names, headers)), asked).await?,
         found @ Found::Answer(_) => found,
     };
     let Found::Answer(mut stored) = found else { return None };

@@ -33,6 +33,8 @@ const SOONEST: Duration = Duration::from_mins(1);
 const LATEST: Duration = Duration::from_hours(24);
 /// How often a file is looked at.
 const LOOK: Duration = Duration::from_secs(5);
+/// The least time between two looks that requests ask for.
+const FILE: Duration = Duration::from_millis(100);
 /// The first and the longest pause after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_LATEST: Duration = Duration::from_mins(1);
@@ -76,7 +78,9 @@ pub async fn keep(verifier: Arc<Verifier>) {
         }
         // Whoever asked is served by a fetch that was due anyway, too.
         if wanted {
-            allowed = Instant::now() + verifier.cooldown;
+            // A file is nobody else's to spare.
+            let pause = if matches!(verifier.source(), Source::File(_)) { FILE } else { verifier.cooldown };
+            allowed = Instant::now() + pause;
         }
     }
 }

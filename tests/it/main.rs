@@ -6,6 +6,7 @@ mod auth;
 mod breaker;
 mod bulkheads;
 mod cache;
+mod collapse;
 mod commands;
 mod drain;
 mod endpoints;

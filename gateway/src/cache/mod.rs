@@ -8,6 +8,7 @@ pub mod directives;
 pub mod fill;
 pub mod flight;
 pub mod key;
+pub mod lying;
 pub mod marks;
 pub mod policy;
 pub mod range;

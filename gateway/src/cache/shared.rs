@@ -15,8 +15,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, RedisError, Value,
     aio::MultiplexedConnection,
@@ -28,12 +26,11 @@ use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::{Instant, sleep, timeout, timeout_at},
 };
-use twox_hash::XxHash3_128;
 
 use super::{
     Cache,
-    marks::{Marks, Position, Purge, UNKNOWN},
-    policy::Terms,
+    lying::{Found, decode, encode, encode_names, name},
+    marks::{Marks, Purge, UNKNOWN},
     stored::Stored,
 };
 
@@ -53,8 +50,6 @@ const PAUSE: u64 = 1_000;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long the log is waited for at a time.
 const BLOCK: Duration = Duration::from_millis(500);
-/// The version of what lies there: gateways of another do not read it.
-const VERSION: u8 = 1;
 
 /// The gateway's end of it.
 pub struct Shared {
@@ -133,47 +128,6 @@ impl Drop for Laying {
     fn drop(&mut self) {
         self.0.laying.fetch_sub(self.1, Relaxed);
     }
-}
-
-/// An answer as it lies there.
-#[derive(Debug, Deserialize, PartialEq, Serialize)]
-struct Lying<'a> {
-    version: u8,
-    key: &'a [u8],
-    born: u64,
-    #[serde(borrow)]
-    answer: Answer<'a>,
-}
-
-#[derive(Debug, Deserialize, PartialEq, Serialize)]
-enum Answer<'a> {
-    /// This one.
-    One(#[serde(borrow)] Whole<'a>),
-    /// Several, by what their requests said in these fields.
-    By(#[serde(borrow)] Vec<&'a str>),
-}
-
-#[derive(Debug, Deserialize, PartialEq, Serialize)]
-struct Whole<'a> {
-    status: u16,
-    #[serde(borrow)]
-    headers: Vec<(&'a str, &'a [u8])>,
-    #[serde(borrow)]
-    selection: Vec<(&'a str, Option<&'a [u8]>)>,
-    #[serde(borrow)]
-    tags: Vec<&'a str>,
-    came: u64,
-    terms: [u64; 4],
-    flags: [bool; 4],
-    body: &'a [u8],
-}
-
-/// What lies under a key.
-pub enum Found {
-    /// An answer.
-    Answer(Box<Stored>),
-    /// Answers by these fields.
-    By(Vec<HeaderName>),
 }
 
 impl std::fmt::Debug for Shared {
@@ -269,36 +223,17 @@ impl Shared {
             return;
         }
         let life = Duration::from_secs(life);
-        let whole = Whole {
-            status: stored.status.as_u16(),
-            headers: stored.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect(),
-            selection: stored.selection.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect(),
-            tags: stored.tags.iter().map(|tag| &**tag).collect(),
-            came: stored.came,
-            terms: {
-                let Terms { lifetime, age, while_revalidate, if_error, .. } = stored.terms;
-                [lifetime, age, while_revalidate, if_error]
-            },
-            flags: {
-                let Terms { never_stale, always_validate, for_authorized, for_cookies, .. } = stored.terms;
-                [never_stale, always_validate, for_authorized, for_cookies]
-            },
-            body: &stored.body,
-        };
-        let names: Vec<&str> = whole.selection.iter().map(|(name, _)| *name).collect();
-        let send = |answer, tag: &[u8]| {
-            let lying = Lying { version: VERSION, key, born: stored.born.shared, answer };
-            let Ok(value) = postcard::to_allocvec(&lying) else { return };
-            let laying = Laying::begin(&self.state, value.len() as u64);
+        let send = |value: Option<Vec<u8>>, tag: &[u8]| {
+            let Some(value) = value else { return };
             // Where nobody has the time for it, it is not laid there.
-            if let Some(laying) = laying {
+            if let Some(laying) = Laying::begin(&self.state, value.len() as u64) {
                 let _ = self.calls.try_send(Call::Put { key: name(key, tag), value, life, laying });
             }
         };
-        if !names.is_empty() {
-            send(Answer::By(names), b"");
+        if !stored.selection.is_empty() {
+            send(encode_names(key, stored), b"");
         }
-        send(Answer::One(whole), tag);
+        send(encode(key, stored), tag);
     }
 
     /// Tells the others of a write.
@@ -325,64 +260,6 @@ impl Shared {
         drop(backlog);
         self.state.waiting.notify_one();
     }
-}
-
-/// What lies under a key, and the position at which it was asked for; nothing where it is not for this key.
-pub fn decode(value: &[u8], key: &[u8]) -> Option<(Found, u64)> {
-    let lying = postcard::from_bytes::<Lying<'_>>(value).ok()?;
-    // Two keys may have one hash.
-    if lying.version != VERSION || lying.key != key {
-        return None;
-    }
-    let found = match lying.answer {
-        Answer::One(whole) => {
-            let tags = whole.tags.iter().map(|tag| (*tag).into()).collect();
-            Found::Answer(Box::new(restore(whole, tags, lying.born)?))
-        }
-        Answer::By(names) => {
-            let names: Result<Vec<HeaderName>, _> = names.into_iter().map(str::parse).collect();
-            Found::By(names.ok()?)
-        }
-    };
-    Some((found, lying.born))
-}
-
-/// The name under which an answer lies.
-fn name(key: &[u8], tag: &[u8]) -> String {
-    let mut whole = key.to_vec();
-    whole.extend_from_slice(b"\0\0");
-    whole.extend_from_slice(tag);
-    format!("gateway:{:032x}", XxHash3_128::oneshot(&whole))
-}
-
-/// An answer as it was, as far as it is one.
-fn restore(whole: Whole<'_>, tags: Vec<Box<str>>, born: u64) -> Option<Stored> {
-    let mut headers = HeaderMap::with_capacity(whole.headers.len());
-    for (name, value) in whole.headers {
-        headers.append(name.parse::<HeaderName>().ok()?, HeaderValue::from_bytes(value).ok()?);
-    }
-    let field = |(name, value): (&str, Option<&[u8]>)| Some((name.parse().ok()?, value.map(Into::into)));
-    let [lifetime, age, while_revalidate, if_error] = whole.terms;
-    let [never_stale, always_validate, for_authorized, for_cookies] = whole.flags;
-    Some(Stored {
-        status: StatusCode::from_u16(whole.status).ok()?,
-        headers,
-        body: Bytes::copy_from_slice(whole.body),
-        selection: whole.selection.into_iter().map(field).collect::<Option<_>>()?,
-        tags,
-        terms: Terms {
-            lifetime,
-            age,
-            while_revalidate,
-            if_error,
-            never_stale,
-            always_validate,
-            for_authorized,
-            for_cookies,
-        },
-        came: whole.came,
-        born: Position { local: 0, shared: born },
-    })
 }
 
 /// Serves calls and follows the log for ever.

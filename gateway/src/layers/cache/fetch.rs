@@ -15,10 +15,10 @@ use crate::{
     body::ResponseBody,
     cache::{
         flight::{Flight, Lead, Outcome, Place},
+        lying::Found,
         marks::Position,
         policy::{self, Asks, Judgement, Times},
         range,
-        shared::Found,
         stored::{self, CACHE_STATUS, Stored},
         vary,
     },

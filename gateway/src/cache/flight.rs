@@ -3,11 +3,9 @@
 //! The first asks; the others wait, for a bounded time, until it is clear what comes of it: an answer that they
 //! may have too, as it streams in, or one that is not for others, and then each asks for itself, at once and together.
 
-use std::{
-    future::poll_fn,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Poll, Waker},
-};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 use super::{Cache, fill::Fill};
 
@@ -31,45 +29,28 @@ pub enum Outcome {
 pub struct Flight {
     /// When it began, on the local clock of what was invalidated.
     born: u64,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    outcome: Option<Outcome>,
-    waiting: Vec<Waker>,
+    outcome: watch::Sender<Option<Outcome>>,
 }
 
 impl Flight {
     pub(super) fn new(born: u64) -> Arc<Self> {
-        Arc::new(Self { born, state: Mutex::default() })
+        Arc::new(Self { born, outcome: watch::Sender::new(None) })
     }
 
     pub(super) fn born(&self) -> u64 {
         self.born
     }
 
-    /// Waits until it is clear what comes of it.
+    /// Waits until it is clear what comes of it. Whoever leaves before leaves nothing behind.
     pub async fn outcome(&self) -> Outcome {
-        poll_fn(|cx| {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(outcome) = &state.outcome {
-                return Poll::Ready(outcome.clone());
-            }
-            if !state.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-                state.waiting.push(cx.waker().clone());
-            }
-            Poll::Pending
-        })
-        .await
+        let mut outcome = self.outcome.subscribe();
+        let told = outcome.wait_for(Option::is_some).await;
+        // The sender is ours, and cannot be gone.
+        told.ok().and_then(|told| told.clone()).unwrap_or(Outcome::Abandoned)
     }
 
     fn settle(&self, outcome: Outcome) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.outcome = Some(outcome);
-        let waiting = std::mem::take(&mut state.waiting);
-        drop(state);
-        waiting.into_iter().for_each(Waker::wake);
+        self.outcome.send_replace(Some(outcome));
     }
 }
 
@@ -110,5 +91,25 @@ impl Drop for Lead {
         if !self.settled {
             self.flight.settle(Outcome::Abandoned);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    /// Their wakers once stayed, each with the memory of its task, for as long as the upstream took.
+    #[tokio::test]
+    async fn who_leaves_leaves_nothing_behind() {
+        let flight = Flight::new(1);
+        for _ in 0..1_000 {
+            assert!(flight.outcome().now_or_never().is_none());
+        }
+        assert_eq!(flight.outcome.receiver_count(), 0);
+        let (outcome, ()) = tokio::join!(biased; flight.outcome(), async { flight.settle(Outcome::Private) });
+        assert!(matches!(outcome, Outcome::Private));
+        assert!(matches!(flight.outcome().await, Outcome::Private));
     }
 }

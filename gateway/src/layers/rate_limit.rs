@@ -55,8 +55,7 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         let context = request.context.clone();
-        let none = context.route().rate_limit.is_none() && context.guards.borrow().is_empty();
-        if none {
+        if context.route().rate_limit.is_none() && context.guards.borrow().is_empty() {
             return Either::Left(self.inner.call(request));
         }
         let (told, refused) = check(&context, request.http.headers(), self.claims);

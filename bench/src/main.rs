@@ -12,6 +12,7 @@ mod counts;
 mod load;
 mod peers;
 mod report;
+mod rollouts;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -67,6 +68,15 @@ enum What {
         #[arg(long)]
         max_calls: Option<f64>,
     },
+    /// Rollouts by the thousand, simulated: how many healthy ones are taken back, how soon bad ones are.
+    Rollouts {
+        /// How many healthy ones.
+        #[arg(long, default_value_t = 10_000)]
+        count: u64,
+        /// The seed.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Memory of an idle keep-alive connection.
     Idle {
         /// How many connections.
@@ -85,6 +95,10 @@ fn main() -> anyhow::Result<()> {
         }
         What::Counts { layers, max_instructions, max_calls } => {
             counts::run(&arguments.gateway, layers, max_instructions, max_calls)
+        }
+        What::Rollouts { count, seed } => {
+            print!("{}", rollouts::run(count, seed));
+            Ok(())
         }
         What::Idle { clients } => {
             let peers = Peers::start(&arguments.gateway, None, &PathBuf::new())?;

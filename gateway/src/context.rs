@@ -24,6 +24,7 @@ use crate::{
     fields,
     http1::head::reuse_map,
     inbound::Inbound,
+    rollout::evidence::{Outcome, Recorder},
     routing::{
         cohort::Why,
         predicate::Head,
@@ -107,6 +108,8 @@ pub struct Worker {
     pub store: Arc<Store>,
     /// Whether responses are a connection's last.
     pub draining: Cell<bool>,
+    /// When it began.
+    pub born: Instant,
     /// Tokens that were verified already.
     pub memo: RefCell<Memo>,
     local: RefCell<Rc<Local>>,
@@ -167,6 +170,7 @@ impl Worker {
             via: Via::new(store.process.id),
             store,
             draining: Cell::new(false),
+            born: Instant::now(),
             memo: RefCell::default(),
             local: RefCell::new(Rc::new(Local { snapshot, pools })),
             random: Cell::new(seed),
@@ -393,6 +397,8 @@ pub struct Exchange {
     pub why: Cell<Why>,
     /// The cohort bucket.
     pub bucket: Cell<Option<u16>>,
+    /// Which of the keys of its bucket it has.
+    pub cohort_key: Cell<Option<u64>>,
     /// The index of the upstream asked.
     pub upstream: Cell<Option<usize>>,
     /// The response's status.
@@ -472,6 +478,7 @@ impl Exchange {
             decided: Cell::new(Arm::Gateway),
             why: Cell::new(Why::Stage),
             bucket: Cell::new(None),
+            cohort_key: Cell::new(None),
             upstream: Cell::new(None),
             status: Cell::new(0),
             head: Cell::new(None),
@@ -584,6 +591,27 @@ impl Exchange {
         }
     }
 
+    /// What this request says of the arm that it was drawn into.
+    fn testify(&self, recorder: &Recorder, key: u64, duration: Duration) {
+        let decided = self.decided.get();
+        // What the gateway has answered itself says nothing of either.
+        if self.arm.get() == Arm::Gateway || decided == Arm::Gateway {
+            return;
+        }
+        let outcome = match (&*self.failure.borrow(), self.fallback.get(), self.status.get()) {
+            // Neither was at fault.
+            (Some((kind, _)), None, _) if !kind.is_upstreams() && !kind.is_unavailable() => return,
+            // Where the monolith does not have it either, the service was right.
+            (_, Some((_, 2..)), status) if status >= 400 => outcome_of(status),
+            (Some(_), ..) | (_, Some(_), _) => Outcome::Failed,
+            // Who leaves before the head has waited for it: as likely with either, if they are as fast.
+            (None, None, 0) => Outcome::Failed,
+            (None, None, status) => outcome_of(status),
+        };
+        let now = self.started.duration_since(self.worker.born) + duration;
+        recorder.record(usize::from(decided == Arm::Service), key, now, outcome, self.head.get().unwrap_or(duration));
+    }
+
     fn finish(&self) {
         let now = Instant::now();
         let duration = now.duration_since(self.started);
@@ -606,6 +634,9 @@ impl Exchange {
             },
         };
         route.stats.record(self.worker.index, self.arm.get(), class, duration);
+        if let (Some(ramp), Some(key)) = (&route.overlay.ramp, self.cohort_key.get()) {
+            self.testify(&ramp.recorder, key, duration);
+        }
         if self.counted.get() {
             route.stats.end(self.worker.index, self.arm.get());
         }
@@ -665,6 +696,14 @@ impl Exchange {
                 detail: failure.as_ref().map_or("", |(_, detail)| detail),
             });
         });
+    }
+}
+
+fn outcome_of(status: u16) -> Outcome {
+    match status {
+        500.. => Outcome::Failed,
+        400.. => Outcome::ClientError,
+        _ => Outcome::Good,
     }
 }
 

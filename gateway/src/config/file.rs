@@ -13,6 +13,7 @@ use super::{
     auth::{AuthConfig, CorsConfig, VerifierConfig},
     cache::{CacheConfig, RouteCacheConfig},
     policy::{FallbackConfig, RateLimitConfig, RetryConfig},
+    rollout::{RolloutConfig, ShadowConfig, WebhookConfig},
     upstream::UpstreamConfig,
     values::{OrNone, Share, ShortForm, Size, Span, short_or_full, short_or_full_schema},
 };
@@ -37,6 +38,10 @@ pub struct FileConfig {
     pub case_insensitive: bool,
     /// Spellings in paths that are let through although upstreams may read them differently. Default: none, they are answered 400.
     pub allow_in_paths: Vec<AllowInPaths>,
+    /// The folder of what must outlive the process: steps of rollouts, rollbacks, their history. Relative to this file. It belongs to one gateway.
+    pub state: String,
+    /// Who is told of each change of a share: a `POST` of JSON, tried again where it fails.
+    pub webhooks: Vec<WebhookConfig>,
     /// More files with `routes:` and `upstreams:`, as glob patterns relative to this file; part of the same all-or-nothing.
     pub include: Vec<String>,
     /// What SIGTERM does.
@@ -67,6 +72,8 @@ impl Default for FileConfig {
             trusted_proxies: Vec::new(),
             case_insensitive: false,
             allow_in_paths: Vec::new(),
+            state: "state".to_owned(),
+            webhooks: Vec::new(),
             include: Vec::new(),
             drain: DrainConfig::default(),
             clients: ClientsConfig::default(),
@@ -294,6 +301,10 @@ pub struct RouteConfig {
     pub stage: Stage,
     /// The cohort that the service answers. Required when the stage is `canary`.
     pub canary: Option<CanaryConfig>,
+    /// How the cohort grows by itself, on evidence; instead of `canary.percent`.
+    pub rollout: Option<RolloutConfig>,
+    /// Copies of the monolith's requests for the service, at stage `shadow` (where it may be left out) and at stage `canary`.
+    pub shadow: Option<OrNone<ShadowConfig>>,
     /// What the 410 of stage `gone` says.
     pub gone: Option<GoneConfig>,
     /// Time limits.
@@ -362,6 +373,8 @@ pub enum Stage {
     /// The monolith.
     #[default]
     Legacy,
+    /// The monolith; the service gets copies, and the answers are compared.
+    Shadow,
     /// The service for its cohort, the monolith for the rest.
     Canary,
     /// The service.
@@ -377,6 +390,7 @@ impl Stage {
     pub fn word(self) -> &'static str {
         match self {
             Self::Legacy => "legacy",
+            Self::Shadow => "shadow",
             Self::Canary => "canary",
             Self::Migrated => "migrated",
             Self::Retired => "retired",
@@ -389,6 +403,11 @@ impl Stage {
         matches!(self, Self::Canary | Self::Migrated | Self::Retired)
     }
 
+    /// Whether the route needs a service.
+    pub fn names_service(self) -> bool {
+        self.uses_service() || self == Self::Shadow
+    }
+
     /// Whether nothing less specific may answer in the route's place.
     pub fn is_terminal(self) -> bool {
         matches!(self, Self::Retired | Self::Gone)
@@ -399,8 +418,8 @@ impl Stage {
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct CanaryConfig {
-    /// The share of keys whose requests the service answers, in steps of 0.01%.
-    pub percent: Share,
+    /// The share of keys whose requests the service answers, in steps of 0.01%. Required unless the route has a `rollout:`.
+    pub percent: Option<Share>,
     /// Where a request's key comes from; the first that the request has counts: `claim:NAME` (of the route's verified token), `cookie:NAME`, `header:NAME`, `ip`, or `sticky`, a cookie that the gateway sets once, so that only new sessions move. A request without a key is the monolith's. Default: `[claim:sub]` where the route has `auth:`; else required.
     #[serde(default)]
     pub by: Vec<KeySource>,

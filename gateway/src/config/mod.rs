@@ -11,6 +11,7 @@ pub mod document;
 mod env;
 pub mod file;
 pub mod policy;
+pub mod rollout;
 mod source;
 mod tree;
 pub mod upstream;
@@ -24,7 +25,7 @@ use std::{
 
 pub use check::{
     UNROUTED, Url, is_same_listener, open_routes, parse_date, parse_jwks, parse_name, parse_url, prefix_segments,
-    read_ca,
+    read_ca, split_url,
 };
 pub use diagnostic::{Diagnostic, Report, Severity};
 pub use file::{FileConfig, RouteConfig, Stage};

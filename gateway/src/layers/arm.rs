@@ -59,15 +59,18 @@ fn pick(request: &mut Request) -> Result<Option<HeaderValue>, Error> {
     let Request { http, context } = request;
     let route = context.route();
     let service = || route.service.ok_or_else(|| Error::new(Kind::Internal));
-    match (route.stage, &route.cohort) {
-        (Stage::Legacy, _) => context.decide(Arm::Legacy, Why::Stage, route.baseline),
+    // Read once: no request sees half a flip.
+    match (route.runs(), &route.cohort) {
+        (Stage::Legacy | Stage::Shadow, _) => context.decide(Arm::Legacy, Why::Stage, route.baseline),
         (Stage::Canary, Some(values)) => {
             let decision = values.cohort.decide(
+                route.overlay.share(values.cohort.share),
                 http.headers(),
                 context.claims.get().map(|claims| &**claims),
                 context.client.get(),
                 || context.worker.random(),
             );
+            context.cohort_key.set(decision.key);
             let (arm, upstream) =
                 if decision.service { (Arm::Service, service()?) } else { (Arm::Legacy, route.baseline) };
             context.bucket.set(decision.bucket);

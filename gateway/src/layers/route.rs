@@ -75,7 +75,7 @@ fn find(request: &Request) -> Option<Result<Response, Error>> {
     context.route.set(index);
     let route = context.route();
     context.connection.idle.set(route.limits.idle);
-    if route.stage == Stage::Gone {
+    if route.stage == Stage::Gone && !route.overlay.hold.is_held() {
         return Some(Ok(gone(route)));
     }
     context.upload.set_limit(route.max_body);

@@ -50,6 +50,10 @@ impl Traits {
     }
 }
 
+fn bucket(hash: u64) -> u16 {
+    u16::try_from(hash % u64::from(BUCKETS)).unwrap_or(0)
+}
+
 /// A canary's cohort, compiled.
 #[derive(Clone, Debug)]
 pub struct Cohort {
@@ -115,6 +119,8 @@ pub struct Decision {
     pub service: bool,
     /// The bucket, where a key had one.
     pub bucket: Option<u16>,
+    /// Tells the key from others of its bucket.
+    pub key: Option<u64>,
     /// The share that counts for this key: a session's is bounded by the one that it began with.
     pub share: u16,
     /// What decided.
@@ -160,19 +166,23 @@ impl Cohort {
 
     /// The bucket of a key.
     pub fn bucket(&self, key: &[u8]) -> u16 {
-        let hash = XxHash3_64::oneshot_with_seed(self.seed, key);
-        u16::try_from(hash % u64::from(BUCKETS)).unwrap_or(0)
+        bucket(self.hash(key))
     }
 
-    /// Decides for one request. `claims` are those of a verified token; `random` is asked only when a new session begins.
+    fn hash(&self, key: &[u8]) -> u64 {
+        XxHash3_64::oneshot_with_seed(self.seed, key)
+    }
+
+    /// Decides for one request, at a share. `claims` are those of a verified token; `random` is asked only when a new session begins.
     pub fn decide(
         &self,
+        share: u16,
         headers: &HeaderMap,
         claims: Option<&Claims>,
         client: IpAddr,
         random: impl FnOnce() -> u64,
     ) -> Decision {
-        let fixed = |service, why| Decision { service, bucket: None, share: self.share, why, begin: None };
+        let fixed = |service, why| Decision { service, bucket: None, key: None, share, why, begin: None };
         if self.never.iter().any(|traits| traits.hold(headers, claims)) {
             return fixed(false, Why::Never);
         }
@@ -180,40 +190,42 @@ impl Cohort {
             return fixed(true, Why::Always);
         }
         let decided = |key: &[u8], share: u16, why| {
-            let bucket = self.bucket(key);
-            Decision { service: bucket < share, bucket: Some(bucket), share, why, begin: None }
+            let hash = self.hash(key);
+            let bucket = bucket(hash);
+            let key = Some(hash / u64::from(BUCKETS));
+            Decision { service: bucket < share, bucket: Some(bucket), key, share, why, begin: None }
         };
         for source in &self.by {
             match source {
                 KeySource::Cookie(name) => {
                     if let Some(value) = cookies(headers, name).next().filter(|value| !value.is_empty()) {
-                        return decided(value, self.share, Why::Cookie);
+                        return decided(value, share, Why::Cookie);
                     }
                 }
                 KeySource::Header(name) => {
                     if let Some(value) = headers.get(name).filter(|value| !value.is_empty()) {
-                        return decided(value.as_bytes(), self.share, Why::Header);
+                        return decided(value.as_bytes(), share, Why::Header);
                     }
                 }
                 KeySource::Claim(name) => {
                     if let Some(text) = claims.and_then(|claims| claims.text(name)) {
-                        return decided(text.as_bytes(), self.share, Why::Claim);
+                        return decided(text.as_bytes(), share, Why::Claim);
                     }
                 }
                 KeySource::Ip => {
                     return match client.to_canonical() {
-                        IpAddr::V4(address) => decided(&address.octets(), self.share, Why::Ip),
-                        IpAddr::V6(address) => decided(&address.octets()[..8], self.share, Why::Ip),
+                        IpAddr::V4(address) => decided(&address.octets(), share, Why::Ip),
+                        IpAddr::V6(address) => decided(&address.octets()[..8], share, Why::Ip),
                     };
                 }
                 KeySource::Sticky => {
                     let known = cookies(headers, &self.cookie).find_map(Session::parse);
-                    let session = known.unwrap_or_else(|| Session { id: random(), share: self.share });
+                    let session = known.unwrap_or_else(|| Session { id: random(), share });
                     // The share when the session began bounds it: raising the share moves only new sessions.
-                    let share = session.share.min(self.share);
-                    let mut decision = decided(&session.id.to_be_bytes(), share, Why::Sticky);
+                    let bounded = session.share.min(share);
+                    let mut decision = decided(&session.id.to_be_bytes(), bounded, Why::Sticky);
                     // At 0 % nobody is pinned, or the first step would find nobody to move.
-                    decision.begin = (known.is_none() && self.share > 0).then_some(session);
+                    decision.begin = (known.is_none() && share > 0).then_some(session);
                     return decision;
                 }
             }
@@ -240,7 +252,7 @@ mod tests {
     }
 
     fn decide(cohort: &Cohort, pairs: &[(&'static str, &str)]) -> Decision {
-        cohort.decide(&headers(pairs), None, CLIENT, || 7)
+        cohort.decide(cohort.share, &headers(pairs), None, CLIENT, || 7)
     }
 
     /// Every gateway, of every version, must agree. If this fails, everybody changes cohort.
@@ -302,13 +314,13 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("cookie", HeaderValue::from_bytes("city=Köln; session=x".as_bytes()).unwrap());
         let cohort = Cohort::new("g", 10_000, vec![KeySource::Cookie("session".into()), KeySource::Sticky]);
-        assert_eq!(cohort.decide(&headers, None, CLIENT, || 0).why, Why::Cookie);
+        assert_eq!(cohort.decide(cohort.share, &headers, None, CLIENT, || 0).why, Why::Cookie);
     }
 
     #[test]
     fn addresses_count_by_64_bits() {
         let cohort = Cohort::new("g", 5000, vec![KeySource::Ip]);
-        let bucket = |ip: &str| cohort.decide(&HeaderMap::new(), None, ip.parse().unwrap(), || 0).bucket;
+        let bucket = |ip: &str| cohort.decide(cohort.share, &HeaderMap::new(), None, ip.parse().unwrap(), || 0).bucket;
         assert_eq!(bucket("2001:db8:1:2::1"), bucket("2001:db8:1:2:ffff::9"));
         assert_ne!(bucket("2001:db8:1:2::1"), bucket("2001:db8:1:3::1"));
         assert_eq!(bucket("192.0.2.1"), bucket("::ffff:192.0.2.1"));
@@ -318,7 +330,7 @@ mod tests {
     fn raising_the_share_moves_only_new_sessions() {
         let mut cohort = Cohort::new("g", 1000, vec![KeySource::Sticky]);
         let fresh: Vec<Decision> = (0..1000_u64)
-            .map(|n| cohort.decide(&HeaderMap::new(), None, CLIENT, || n.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+            .map(|n| cohort.decide(cohort.share, &HeaderMap::new(), None, CLIENT, || n.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
             .collect();
         let again = |cohort: &Cohort, first: &Decision| {
             let cookie = format!("{}={}", cohort.cookie, first.begin.unwrap().value());
@@ -333,7 +345,7 @@ mod tests {
         }
         cohort.share = 0;
         assert!(fresh.iter().all(|first| !again(&cohort, first).service));
-        assert_eq!(cohort.decide(&HeaderMap::new(), None, CLIENT, || 1).begin, None);
+        assert_eq!(cohort.decide(cohort.share, &HeaderMap::new(), None, CLIENT, || 1).begin, None);
         let forged = format!("{}=zz.1", cohort.cookie);
         cohort.share = 10;
         assert!(decide(&cohort, &[("cookie", &forged)]).begin.is_some());

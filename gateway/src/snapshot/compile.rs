@@ -30,6 +30,7 @@ use crate::{
     },
     fields::{BAGGAGE_MEMBER, ClaimFields, X_FORWARDED_PREFIX},
     resilience::{gcra::Quota, learned::Learned},
+    rollout::overlay::Overlay,
     routing::{
         cohort::{self, Cohort, Traits},
         key::Key,
@@ -67,6 +68,8 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
         let name = Config::route_name(route);
         let mut compiled = Route {
             stage: route.stage,
+            overlay: registry.overlay(name, route),
+            rollout: route.rollout.clone().filter(|_| route.stage == Stage::Canary).map(Arc::new),
             service: route.upstream.as_deref().map(find).transpose()?,
             baseline: route.baseline.as_deref().map_or(Ok(legacy), find)?,
             path: route.matching.path.as_str().into(),
@@ -166,6 +169,8 @@ fn bare(name: &str, legacy: usize, registry: &mut Registry) -> Route {
         service: None,
         baseline: legacy,
         cohort: None,
+        overlay: Overlay { hold: Arc::default(), ramp: None },
+        rollout: None,
         limits: limits(None),
         retry: retry(None),
         fallback: None,
@@ -396,7 +401,7 @@ fn cohort(config: &CanaryConfig, route: &RouteConfig) -> Result<CohortValues, St
             })
         })
         .collect::<Result<_, String>>()?;
-    let mut cohort = Cohort::new(group, config.percent.0, by);
+    let mut cohort = Cohort::new(group, config.percent.map_or(0, |percent| percent.0), by);
     cohort.always = config.always.iter().map(traits).collect::<Result<_, _>>()?;
     cohort.never = config.never.iter().map(traits).collect::<Result<_, _>>()?;
     let header = |arm: Arm| value(&format!("{group}={}", arm.word()));

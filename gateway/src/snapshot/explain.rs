@@ -161,7 +161,7 @@ pub fn explain(
         told.why = format!("the route is {}: what it refuses falls to nobody else", route.stage.word());
         return told;
     }
-    if route.stage == Stage::Gone {
+    if route.runs() == Stage::Gone {
         told.status = Some(410);
         "the route is gone".clone_into(&mut told.why);
         return told;
@@ -237,10 +237,15 @@ fn preflight(snapshot: &Snapshot, head: &Head<'_>, asked: &Method) -> Option<(Op
 /// Who answers, as the arm layer picks it; nobody yet for a session that has still to begin.
 fn pick(route: &Route, headers: &HeaderMap, claims: &Claims, client: IpAddr, told: &mut Explanation) -> Option<usize> {
     let service = route.service.unwrap_or(route.baseline);
-    let (upstream, arm) = match (&route.cohort, route.stage) {
+    let (upstream, arm) = match (&route.cohort, route.runs()) {
+        _ if route.overlay.is_back() => {
+            told.why = format!("the file says {}; it was put back to the monolith", route.stage.word());
+            (route.baseline, "legacy")
+        }
         (Some(values), Stage::Canary) => {
             // A new session's bucket is drawn when it begins; offline there is only "new".
-            let decision = values.cohort.decide(headers, route.auth.as_ref().map(|_| claims), client, || 0);
+            let own = route.overlay.share(values.cohort.share);
+            let decision = values.cohort.decide(own, headers, route.auth.as_ref().map(|_| claims), client, || 0);
             let share = Share(decision.share);
             let group = &values.cohort.group;
             told.why = match (decision.why, decision.bucket) {
@@ -255,7 +260,7 @@ fn pick(route: &Route, headers: &HeaderMap, claims: &Claims, client: IpAddr, tol
                     why.word(),
                     if decision.service { "below" } else { "not below" },
                     share.0,
-                    if share.0 < values.cohort.share { ", the share when its session began" } else { "" },
+                    if share.0 < own { ", the share when its session began" } else { "" },
                 ),
                 (Why::Never, _) => "a predicate in `never` holds".to_owned(),
                 (Why::Always, _) => "a predicate in `always` holds".to_owned(),

@@ -26,9 +26,10 @@ pub use self::{
 use crate::{
     auth::{Verifier, cors::Cors},
     cache::Cache,
-    config::{Stage, file::HostRewrite, policy::FallbackOn},
+    config::{Stage, file::HostRewrite, policy::FallbackOn, rollout::RolloutConfig},
     fields::ClaimFields,
     resilience::{gcra::Limiter, learned::Learned},
+    rollout::overlay::Overlay,
     routing::{cohort::Cohort, key::Key, path::PathPolicy, table::Table},
     telemetry::metrics::RouteStats,
     upstream::{Upstream, rewrite::Addresses},
@@ -150,6 +151,10 @@ pub struct Route {
     pub baseline: usize,
     /// Whose requests the service answers, at stage `canary`.
     pub cohort: Option<CohortValues>,
+    /// What runs differently from what the file says.
+    pub overlay: Overlay,
+    /// The steps of its rollout, and what they hang on.
+    pub rollout: Option<Arc<RolloutConfig>>,
     /// Its time limits.
     pub limits: Limits,
     /// What is tried again.
@@ -315,6 +320,18 @@ pub struct Edits {
     pub set: Vec<(HeaderName, HeaderValue)>,
     /// Fields to add.
     pub add: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Route {
+    /// The stage as it runs: put back, it is the monolith's.
+    pub fn runs(&self) -> Stage {
+        if self.overlay.is_back() { Stage::Legacy } else { self.stage }
+    }
+
+    /// The share as it runs.
+    pub fn share(&self) -> Option<u16> {
+        self.cohort.as_ref().map(|values| if self.overlay.is_back() { 0 } else { self.overlay.share(values.cohort.share) })
+    }
 }
 
 impl Edits {

@@ -23,13 +23,14 @@ use crate::{
     auth::Verifier,
     cache::Cache,
     config::{
-        self, Report, UpstreamConfig, auth::VerifierConfig, cache::CacheConfig, parse_jwks, policy::Per,
+        self, Report, RouteConfig, Stage, UpstreamConfig, auth::VerifierConfig, cache::CacheConfig, parse_jwks, policy::Per,
         upstream::ConnectionsConfig, values::Span,
     },
     resilience::{
         gcra::{Limiter, Quota, Table},
         learned::Learned,
     },
+    rollout::overlay::{self, Hold, Overlay, Ramp},
     telemetry::metrics::{ProcessStats, RouteStats, Source, UpstreamNow, UpstreamStats},
     upstream::Upstream,
 };
@@ -54,6 +55,10 @@ pub struct Registry {
     verifiers: HashMap<Arc<str>, KnownVerifier>,
     /// What is kept, and where.
     cache: Option<(CacheConfig, Arc<Cache>)>,
+    /// Routes that a person has put back.
+    holds: HashMap<Arc<str>, Arc<Hold>>,
+    /// What rollouts have come to.
+    ramps: HashMap<Arc<str>, Arc<Ramp>>,
     /// Our own listeners: no upstream may resolve to them.
     own: Arc<ArcSwap<Vec<SocketAddr>>>,
 }
@@ -80,6 +85,8 @@ impl Registry {
             used: None,
             verifiers: HashMap::new(),
             cache: None,
+            holds: HashMap::new(),
+            ramps: HashMap::new(),
             begin: Instant::now(),
             own: Arc::default(),
         }
@@ -104,6 +111,25 @@ impl Registry {
         let limiter = Arc::new(Limiter::new(quota, self.used.get_or_insert_default()));
         self.limiters.insert(route.into(), (per.clone(), limiter.clone()));
         limiter
+    }
+
+    pub(super) fn overlay(&mut self, name: &str, route: &RouteConfig) -> Overlay {
+        let hold = self.holds.entry(name.into()).or_default().clone();
+        let ramp = (route.stage == Stage::Canary && route.rollout.is_some()).then(|| {
+            let fingerprint = overlay::fingerprint(route);
+            match self.ramps.get(name) {
+                Some(known) if known.fingerprint == fingerprint => known.clone(),
+                _ => {
+                    let new = Arc::new(Ramp::new(fingerprint));
+                    self.ramps.insert(name.into(), new.clone());
+                    new
+                }
+            }
+        });
+        if ramp.is_none() {
+            self.ramps.remove(name);
+        }
+        Overlay { hold, ramp }
     }
 
     pub(super) fn learned(&mut self, route: &str, pattern: &str, service: &str) -> Arc<Learned> {
@@ -220,6 +246,9 @@ impl Registry {
         self.stats.retain(|name, _| routes.contains(&**name));
         self.limiters.retain(|name, _| routes.contains(&**name));
         self.learned.retain(|name, _| routes.contains(&**name));
+        self.ramps.retain(|name, _| routes.contains(&**name));
+        // Put back is put back, also for a route that is taken out of the file and comes again.
+        self.holds.retain(|name, hold| hold.is_held() || routes.contains(&**name));
     }
 }
 

@@ -9,6 +9,7 @@ mod headers;
 mod matching;
 mod overlaps;
 mod policies;
+mod rollout;
 mod routes;
 mod upstreams;
 
@@ -21,6 +22,7 @@ use ipnet::IpNet;
 
 pub use self::{
     auth::{open_routes, parse_jwks},
+    rollout::split_url,
     routes::{parse_date, prefix_segments},
     upstreams::{Url, is_same_listener, parse_name, parse_url, read_ca},
 };
@@ -47,6 +49,7 @@ pub(super) fn check(mut sources: Sources) -> Result<Config, Report> {
     client_limits(&mut sources);
     auth::check_verifiers(&mut sources);
     cache::check_cache(&mut sources);
+    rollout::check_webhooks(&mut sources);
     upstreams::check_upstreams(&mut sources, addresses.as_ref());
     let defaults = sources.file.defaults.clone();
     if let Some(OrNone::Some(headers)) = &defaults.headers {

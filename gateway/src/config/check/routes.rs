@@ -12,6 +12,7 @@ use super::{
     matching::{check_match, header_name, header_value, must_arrive},
     overlaps::{groups, ties_and_unreachable},
     policies::{Policies, check_policies},
+    rollout::check_evidence,
 };
 use crate::{
     config::{
@@ -67,7 +68,7 @@ pub(super) fn check_routes(sources: &mut Sources, items: &[Item<RouteConfig>], p
 
 fn check_route(sources: &mut Sources, item: &Item<RouteConfig>, rule: Option<&Rule>, paths: PathPolicy) {
     let Item { at, value: route } = item;
-    if route.stage.uses_service() && route.upstream.is_none() {
+    if route.stage.names_service() && route.upstream.is_none() {
         sources.error(
             &at.down("stage"),
             format!("stage `{}` without a service", route.stage.word()),
@@ -90,7 +91,7 @@ fn check_route(sources: &mut Sources, item: &Item<RouteConfig>, rule: Option<&Ru
         None if route.stage == Stage::Canary => sources.error(
             &at.down("stage"),
             "stage `canary` without a `canary:`".to_owned(),
-            "add `canary: {percent: 1%, by: [sticky]}`",
+            if route.rollout.is_some() { "add `canary: {by: [sticky]}`" } else { "add `canary: {percent: 1%, by: [sticky]}`" },
         ),
         None => {}
         Some(canary) => check_canary(sources, &at.down("canary"), route, canary),
@@ -133,6 +134,7 @@ fn check_route(sources: &mut Sources, item: &Item<RouteConfig>, rule: Option<&Ru
     if let Some(OrNone::Some(cache)) = &route.cache {
         check_route_cache(sources, &at.down("cache"), cache);
     }
+    check_evidence(sources, at, route, paths);
     check_claims(sources, item);
     let defaults = sources.file.defaults.clone();
     let fallback = route.fallback.as_ref().or(defaults.fallback.as_ref()).and_then(OrNone::as_option);

@@ -1,0 +1,10 @@
+//! Rollouts: evidence, verdict, steps, and what is written down of them.
+
+pub mod bounds;
+pub mod evidence;
+pub mod latency;
+pub mod overlay;
+pub mod race;
+pub mod steps;
+pub mod verdict;
+pub mod webhook;

@@ -1,0 +1,164 @@
+//! Which arm has more of something than its share of requests: an e-process.
+//!
+//! Given that something happened to a request of either arm, under the null hypothesis (the service has no more of
+//! it than the monolith) it was the service's with a probability of at most its share `π` of the requests, whatever the
+//! rate is at the time: load, bursts that hit both arms and drift cancel. A bet of odds `ψ > 1` on the service
+//! multiplies the capital by `ψ / (1 + π(ψ − 1))` when it was the service's and by `1 / (1 + π(ψ − 1))` when it was
+//! the monolith's: under the null its expectation is at most one, so the capital is an e-process, and the chance that it ever
+//! reaches `1/alpha` is at most `alpha` (Ville 1939; Ramdas, Grünwald, Vovk and Shafer, "Game-theoretic
+//! statistics and safe anytime-valid inference", Statist. Sci. 38, 2023; conditioning on the sum as Lindon and Malek, "Anytime-valid inference for multinomial count data", 2022).
+//!
+//! Several bets run beside each other, one of them to keep the money, and a small part of the capital moves between them all the time (Herbster and
+//! Warmuth, "Tracking the best expert", 1998): what was learned in good times is not held against a service that
+//! goes bad later. Requests are not independent, so what one key (a user, a session) can win is bounded: its
+//! second event counts for half, its third for a quarter; and one moment can win only so much. Both only take
+//! away from gains, so the expectation stays at most one. Pure.
+
+/// Classes of weight: the n-th event of one key counts for `2⁻ⁿ`, and later ones for nothing.
+pub const CLASSES: usize = 4;
+
+/// The odds that are bet on. The first keeps the money.
+const ODDS: [f64; 7] = [1.0, 1.25, 1.6, 2.5, 5.0, 20.0, 200.0];
+/// The part of the capital that moves between the bets at a moment in which something happened.
+const MOVES: f64 = 0.01;
+/// What one moment can win, as a logarithm.
+const MOMENT: f64 = 1.0;
+
+/// What happened at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Moment {
+    /// Requests of the monolith and of the service.
+    pub requests: [f64; 2],
+    /// What happened to them, by class of weight.
+    pub events: [[u32; CLASSES]; 2],
+}
+
+/// The capital.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Race {
+    /// How it is spread over the bets.
+    spread: [f64; ODDS.len()],
+    /// The logarithm of all of it.
+    capital: f64,
+    /// The most that it ever was.
+    most: f64,
+}
+
+impl Default for Race {
+    fn default() -> Self {
+        #[allow(clippy::cast_precision_loss, reason = "seven")]
+        let even = 1.0 / ODDS.len() as f64;
+        Self { spread: [even; ODDS.len()], capital: 0.0, most: 0.0 }
+    }
+}
+
+impl Race {
+    /// Takes in what happened at a moment.
+    pub fn run(&mut self, moment: &Moment) {
+        let [monolith, service] = moment.requests;
+        if monolith <= 0.0 || service <= 0.0 {
+            return;
+        }
+        let share = service / (monolith + service);
+        let weigh = |events: &[u32; CLASSES]| -> f64 {
+            events.iter().zip([1.0, 0.5, 0.25, 0.125]).map(|(count, weight)| f64::from(*count) * weight).sum()
+        };
+        let [lost, won] = moment.events.map(|events| weigh(&events));
+        if lost + won <= 0.0 {
+            return;
+        }
+        let mut gains = [0.0; ODDS.len()];
+        for (gain, odds) in gains.iter_mut().zip(ODDS) {
+            *gain = won * odds.ln() - (won + lost) * (share * (odds - 1.0)).ln_1p();
+        }
+        let best = gains.iter().copied().fold(f64::MIN, f64::max);
+        let parts: Vec<f64> = self.spread.iter().zip(gains).map(|(part, gain)| part * (gain - best).exp()).collect();
+        let sum: f64 = parts.iter().sum();
+        self.capital += (sum.ln() + best).min(MOMENT);
+        self.most = self.most.max(self.capital);
+        #[allow(clippy::cast_precision_loss, reason = "seven")]
+        let even = MOVES / ODDS.len() as f64;
+        for (part, new) in self.spread.iter_mut().zip(parts) {
+            *part = (1.0 - MOVES) * new / sum + even;
+        }
+    }
+
+    /// Whether the service was ever shown to have more, but for a chance of `alpha`.
+    pub fn is_lost(&self, alpha: f64) -> bool {
+        self.most >= (1.0 / alpha).ln()
+    }
+
+    /// The evidence, as the logarithm to base ten of how unlikely it is.
+    pub fn evidence(&self) -> f64 {
+        self.most / std::f64::consts::LN_10
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn moment(requests: [f64; 2], events: [u32; 2]) -> Moment {
+        Moment { requests, events: events.map(|count| [count, 0, 0, 0]) }
+    }
+
+    #[test]
+    fn a_service_that_fails_everything_is_found_out_at_once() {
+        for share in [0.01, 0.25, 0.5] {
+            let mut race = Race::default();
+            let moments = (1..20).find(|_| {
+                race.run(&moment([250.0 * (1.0 - share), 250.0 * share], [0, (250.0 * share).ceil() as u32]));
+                race.is_lost(0.0005)
+            });
+            assert!(moments.is_some_and(|moments| moments <= 6), "{share}: {moments:?}");
+        }
+    }
+
+    #[test]
+    fn good_times_are_not_held_against_bad_news() {
+        let mut race = Race::default();
+        for _ in 0..10_000 {
+            race.run(&moment([750.0, 250.0], [3, 1]));
+        }
+        assert!(!race.is_lost(0.01));
+        let moments = (1..40).find(|_| {
+            race.run(&moment([750.0, 250.0], [3, 250]));
+            race.is_lost(0.0005)
+        });
+        assert!(moments.is_some_and(|moments| moments <= 12), "{moments:?}");
+    }
+
+    #[test]
+    fn one_key_wins_less_than_several() {
+        let after = |events: [u32; CLASSES]| {
+            let mut race = Race::default();
+            race.run(&Moment { requests: [99.0, 1.0], events: [[0; CLASSES], events] });
+            race.capital
+        };
+        let (one, two) = (after([1, 1, 1, 1]), after([2, 0, 0, 0]));
+        assert!(one < two, "{one} {two}");
+    }
+
+    proptest! {
+        /// The bet is fair: over both outcomes the expected capital is no more than what there was.
+        #[test]
+        fn no_bet_wins_under_the_null(requests in (1_u32..1_000, 1_u32..1_000), class in 0..CLASSES, before in 0_u32..20) {
+            let mut race = Race::default();
+            for _ in 0..before {
+                race.run(&moment([f64::from(requests.0), f64::from(requests.1)], [1, 1]));
+            }
+            let share = f64::from(requests.1) / f64::from(requests.0 + requests.1);
+            let after = |arm: usize| {
+                let mut race = race.clone();
+                let mut events = [[0; CLASSES]; 2];
+                events[arm][class] = 1;
+                race.run(&Moment { requests: [f64::from(requests.0), f64::from(requests.1)], events });
+                race.capital
+            };
+            let expected = share * after(1).exp() + (1.0 - share) * after(0).exp();
+            prop_assert!(expected <= race.capital.exp() * (1.0 + 1e-9), "{expected}");
+        }
+    }
+}

@@ -1,7 +1,9 @@
 //! A response's body: made by the gateway, or streamed from an upstream.
 
 use std::{
+    cell::RefCell,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll},
 };
 
@@ -11,6 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::{
     cache::fill::Reader,
     error::Error,
+    shadow::Taken,
     upstream::{download::UpstreamBody, tunnel::Tunnel},
 };
 
@@ -27,8 +30,30 @@ pub enum ResponseBody {
     Upstream(Box<UpstreamBody>),
     /// One that comes into the cache meanwhile.
     Filling(Box<Reader>),
+    /// One of which a copy is taken meanwhile.
+    Watched(Box<Watched>),
     /// None: the connection becomes a tunnel to the upstream after this head.
     Tunnel(Box<Tunnel>),
+}
+
+/// A body of which a copy is taken while its client reads it.
+pub struct Watched {
+    /// The body.
+    pub inner: ResponseBody,
+    /// The copy.
+    pub taken: Rc<RefCell<Taken>>,
+}
+
+impl Watched {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+        {
+            self.taken.borrow_mut().take(data);
+        }
+        polled
+    }
 }
 
 impl Body for ResponseBody {
@@ -45,6 +70,7 @@ impl Body for ResponseBody {
             }
             Self::Upstream(body) => Pin::new(&mut **body).poll_frame(cx),
             Self::Filling(body) => Pin::new(&mut **body).poll_frame(cx),
+            Self::Watched(body) => body.poll_frame(cx),
         }
     }
 
@@ -54,6 +80,7 @@ impl Body for ResponseBody {
             Self::Full(bytes) => bytes.is_empty(),
             Self::Upstream(body) => body.is_end_stream(),
             Self::Filling(body) => body.is_end_stream(),
+            Self::Watched(body) => body.inner.is_end_stream(),
         }
     }
 
@@ -63,6 +90,7 @@ impl Body for ResponseBody {
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Upstream(body) => body.size_hint(),
             Self::Filling(body) => body.size_hint(),
+            Self::Watched(body) => body.inner.size_hint(),
         }
     }
 }

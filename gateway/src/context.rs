@@ -12,7 +12,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use http::{HeaderValue, Method, Uri, Version, uri::PathAndQuery};
+use http::{HeaderValue, Method, Uri, Version, header, uri::PathAndQuery};
+use http_body::Body as _;
 use slab::Slab;
 use tokio::time::Instant;
 
@@ -22,8 +23,9 @@ use crate::{
     claims::Claims,
     error::{Kind, TimeLimit},
     fields,
-    http1::head::reuse_map,
+    http1::{head::reuse_map, write::Overrides},
     inbound::Inbound,
+    resilience::{balance::Balance, bulkhead::Lane},
     rollout::evidence::{Outcome, Recorder},
     routing::{
         cohort::Why,
@@ -74,6 +76,40 @@ pub struct Leg {
 }
 
 impl Leg {
+    /// Towards an upstream. `last_resort` where nobody else can answer, `chunked` where the body has no length.
+    pub fn new(context: &Context, upstream: usize, lane: Lane, last_resort: bool, chunked: bool) -> Self {
+        let known = &context.local.snapshot.upstreams[upstream];
+        let several = known.urls.len() > 1 || known.discovery.is_some();
+        let hash = || {
+            let headers = &context.parts.get()?.headers;
+            known.hash_by.iter().find_map(|key| key.find(headers, context.client.get())).map(|found| found.hash())
+        };
+        let way = Way {
+            lane,
+            last_resort,
+            overrides: Overrides::default(),
+            own_host: false,
+            chunked,
+            may_repeat: !context.overridden.get(),
+            idle: context.route().limits.idle,
+            random: Cell::new(if several { context.worker.random() } else { 0 }),
+            hash: if known.balance == Balance::RingHash { hash().unwrap_or_else(|| context.worker.random()) } else { 0 },
+            tried: RefCell::default(),
+            // The clock is dear: what had nothing to wait for begins when it came.
+            begun: Cell::new(if lane == Lane::Direct && context.upload.is_empty() {
+                context.started
+            } else {
+                Instant::now()
+            }),
+            more: Cell::new(false),
+            mends: Cell::new(false),
+            fresh: Cell::new(false),
+            departed: Cell::new(None),
+            sent: Cell::new(false),
+        };
+        Self { context: context.clone(), upstream, way }
+    }
+
     /// Where it goes.
     pub fn upstream(&self) -> &Arc<Upstream> {
         &self.context.local.snapshot.upstreams[self.upstream]
@@ -411,8 +447,15 @@ pub struct Exchange {
     pub complete: Cell<bool>,
     /// What went wrong.
     pub failure: RefCell<Option<(Kind, String)>>,
+    /// What there is to do once its client has its answer.
+    pub after: RefCell<Option<After>>,
+    /// Whether it is a copy: nobody's request, and counted nowhere as such.
+    pub shadow: Cell<bool>,
     counted: Cell<bool>,
 }
+
+/// What there is to do once a client has its answer.
+pub type After = Box<dyn FnOnce(&Exchange)>;
 
 impl Exchange {
     /// Begins an exchange.
@@ -423,7 +466,7 @@ impl Exchange {
         request: &http::Request<RequestBody>,
     ) -> Context {
         let context = Rc::new(Self::new(worker, connection, inbound, request, worker.local()));
-        if !context.upload.is_empty() && request.headers().contains_key(http::header::EXPECT) {
+        if !context.upload.is_empty() && request.headers().contains_key(header::EXPECT) {
             context.upload.set_expects();
         }
         // The exchange is not over while its body still comes in, whatever was answered.
@@ -485,6 +528,8 @@ impl Exchange {
             sent: Cell::new(0),
             complete: Cell::new(false),
             failure: RefCell::new(None),
+            after: RefCell::default(),
+            shadow: Cell::new(false),
             counted: Cell::new(false),
             local,
         }
@@ -492,6 +537,25 @@ impl Exchange {
 
     /// The same request once more, for the gateway's own sake: it goes where this one would have gone, and nobody waits for it.
     pub fn again(&self, request: &http::Request<RequestBody>) -> Context {
+        let this = self.twin(request);
+        if let Some(upstream) = self.upstream.get() {
+            this.decide(self.arm.get(), self.why.get(), upstream);
+            this.decided.set(self.decided.get());
+        }
+        Rc::new(this)
+    }
+
+    /// A copy of the request for one system, which counts nowhere as a request.
+    pub fn copy(&self, request: &http::Request<RequestBody>, arm: Arm, upstream: usize) -> Context {
+        let this = self.twin(request);
+        this.shadow.set(true);
+        this.arm.set(arm);
+        this.decided.set(arm);
+        this.upstream.set(Some(upstream));
+        Rc::new(this)
+    }
+
+    fn twin(&self, request: &http::Request<RequestBody>) -> Self {
         let connection = ClientConnection::new(self.connection.peer, self.connection.peer_value.clone());
         let mut this = Self::new(&self.worker, &Rc::new(connection), None, request, self.local.clone());
         this.version = self.version;
@@ -508,11 +572,36 @@ impl Exchange {
         this.authorized.set(self.authorized.get());
         this.cookies.set(self.cookies.get());
         this.bucket.set(self.bucket.get());
-        if let Some(upstream) = self.upstream.get() {
-            this.decide(self.arm.get(), self.why.get(), upstream);
-            this.decided.set(self.decided.get());
+        this
+    }
+
+    /// Puts the request where every try finds it; whether its body goes in chunks.
+    pub fn park(&self, http: http::Request<RequestBody>) -> bool {
+        let (mut parts, body) = http.into_parts();
+        let mut chunked = false;
+        if body.upload().is_empty() {
+            // Says that there is no body where one is expected.
+            let expected = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
+            if expected && !parts.headers.contains_key(header::CONTENT_LENGTH) {
+                parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
+        } else {
+            // Says how the body ends where it has no length.
+            if body.size_hint().exact().is_none() {
+                chunked = true;
+                parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+            let route = self.route();
+            let again = route.retry.is_some() || route.fallback.is_some();
+            let _ = self.home.set(Home::new(body, if again { route.replay_body } else { 0 }));
         }
-        Rc::new(this)
+        // Nothing but a WebSocket that the route allows is ever upgraded.
+        if self.upgrade.get() && self.route().websocket {
+            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            parts.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        }
+        let _ = self.parts.set(parts);
+        chunked
     }
 
     /// What runs for this request.
@@ -617,6 +706,12 @@ impl Exchange {
         let duration = now.duration_since(self.started);
         self.connection.in_flight.set(self.connection.in_flight.get() - 1);
         self.connection.active.set(now);
+        if self.shadow.get() {
+            return;
+        }
+        if let Some(after) = self.after.take() {
+            after(self);
+        }
         let route = self.route();
         let status = self.status.get();
         if self.version == Version::HTTP_2 {

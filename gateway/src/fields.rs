@@ -149,6 +149,8 @@ pub fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
 
 /// `x-gateway-cohort`: the group and the arm, for the services behind.
 pub const COHORT: HeaderName = HeaderName::from_static("x-gateway-cohort");
+/// `x-gateway-shadow`: on copies, of which nobody sees the answer.
+pub const SHADOW: HeaderName = HeaderName::from_static("x-gateway-shadow");
 /// `baggage` (W3C), in which the same decision travels on to other services.
 pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 /// The member of `baggage` that is ours.

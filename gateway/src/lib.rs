@@ -13,6 +13,7 @@ pub mod fields;
 pub mod http1;
 pub mod inbound;
 pub mod layers;
+pub mod outbound;
 pub mod pipeline;
 pub mod resilience;
 pub mod rollout;

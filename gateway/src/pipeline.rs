@@ -27,6 +27,7 @@ use crate::{
         route::FindRoute,
         sanitize::Sanitize,
         send::Send,
+        shadow::Copy,
     },
 };
 
@@ -60,6 +61,8 @@ pub fn pipeline()
         .layer(layer_fn(Edit::new))
         // What is kept is one arm's, and what the monolith says in the service's place is the monolith's.
         .layer(layer_fn(Remember::new))
+        // Once its client has the answer: copies of what the monolith was asked, for the service.
+        .layer(layer_fn(Copy::new))
         // After the retries are spent or the breaker is open: the original request, to the monolith.
         .layer(layer_fn(Fallback::new))
         // Inside of the fallback, or the monolith would get the service's path.

@@ -17,6 +17,7 @@ use crate::{
     claims::Claims,
     config::values::Share,
     resilience::{breaker::State, millis},
+    rollout::controller::{Done, Refused, Wish},
     routing::path::{self, PathPolicy},
     server::Control,
     snapshot::{Reloaded, Route, Snapshot, explain},
@@ -64,7 +65,8 @@ pub(super) fn status(control: &Control) -> Value {
             json!({"resources": resources, "bytes": bytes, "redis": redis})
         }),
         "verifiers": snapshot.verifiers.iter().map(|verifier| json!({"name": *verifier.name, "keys": verifier.count(), "failures": verifier.failures()})).collect::<Vec<_>>(),
-        "routes": routes(&snapshot),
+        "state": {"folder": control.store.state.display().to_string(), "error": control.rollouts.trouble()},
+        "routes": routes(control),
     })
 }
 
@@ -103,20 +105,120 @@ fn describe_upstream(upstream: &Upstream) -> Value {
     })
 }
 
-pub(super) fn routes(snapshot: &Snapshot) -> Value {
-    snapshot.routes.iter().map(|route| describe(route, snapshot)).collect()
+pub(super) fn routes(control: &Control) -> Value {
+    let snapshot = control.store.current();
+    snapshot.routes.iter().map(|route| describe(route, &snapshot, &control.rollouts.view(&route.name))).collect()
 }
 
-pub(super) fn route(snapshot: &Snapshot, name: &str) -> Response<Bytes> {
-    // A name may be a path: accepted as it is and percent-encoded.
+/// A name may be a path: accepted as it is and percent-encoded.
+fn find<'s>(snapshot: &'s Snapshot, name: &str) -> Result<&'s Route, Response<Bytes>> {
     let decoded = percent_decode(name);
     let found = snapshot.routes.iter().find(|route| &*route.name == name || *route.name == *decoded);
-    match found {
-        Some(route) => json(StatusCode::OK, &describe(route, snapshot)),
+    found.ok_or_else(|| {
+        let name = decoded.escape_debug();
+        problem(StatusCode::NOT_FOUND, &format!("no route is called `{name}`; `/api/routes` lists them"))
+    })
+}
+
+pub(super) fn route(control: &Control, name: &str) -> Response<Bytes> {
+    let snapshot = control.store.current();
+    match find(&snapshot, name) {
+        Ok(route) => json(StatusCode::OK, &describe(route, &snapshot, &control.rollouts.view(&route.name))),
+        Err(refusal) => refusal,
+    }
+}
+
+pub(super) fn shadow(snapshot: &Snapshot, name: &str) -> Response<Bytes> {
+    let route = match find(snapshot, name) {
+        Ok(route) => route,
+        Err(refusal) => return refusal,
+    };
+    match &route.shadow {
+        Some(shadow) => {
+            let mut told = shadow.describe();
+            told["route"] = (*route.name).into();
+            json(StatusCode::OK, &told)
+        }
         None => problem(
             StatusCode::NOT_FOUND,
-            &format!("no route is called `{}`; `/api/routes` lists them", decoded.escape_debug()),
+            &format!("route `{}` sends no copies; write `stage: shadow`, or `shadow:` beside its `canary:`", route.name),
         ),
+    }
+}
+
+/// What a path asks to be done, and of which route.
+pub(super) fn wish(path: &str) -> Option<(&str, Wish)> {
+    let (name, word) = path.strip_prefix("/api/routes/")?.rsplit_once('/')?;
+    let wish = match word {
+        "rollback" => Wish::Rollback { force: false },
+        "promote" => Wish::Promote,
+        "resume" => Wish::Resume,
+        _ => return None,
+    };
+    Some((name, wish))
+}
+
+/// Who wants it, and why.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Signed {
+    who: String,
+    why: String,
+    force: bool,
+}
+
+/// What a person says about themselves, at most.
+const SAID: usize = 500;
+
+pub(super) async fn grant(control: &Control, name: &str, wish: Wish, body: &Bytes) -> Response<Bytes> {
+    let signed = if body.trim_ascii().is_empty() { Ok(Signed::default()) } else { serde_json::from_slice(body) };
+    let Signed { who, why, force } = match signed {
+        Ok(signed) => signed,
+        Err(error) => {
+            let help = "send {\"who\": \"name\", \"why\": \"reason\"}, or nothing";
+            return problem(StatusCode::BAD_REQUEST, &format!("{error}; {help}"));
+        }
+    };
+    let told = |text: String, else_: &str| {
+        let text: String = text.chars().filter(|char| !char.is_control()).take(SAID).collect();
+        if text.is_empty() { else_.to_owned() } else { text }
+    };
+    let wish = if let Wish::Rollback { .. } = wish { Wish::Rollback { force } } else { wish };
+    let snapshot = control.store.current();
+    let name = match find(&snapshot, name) {
+        Ok(route) => route.name.to_string(),
+        Err(refusal) => return refusal,
+    };
+    let who = told(who, "admin API");
+    match control.rollouts.wish(name, wish, who, told(why, "no reason given")).await {
+        Ok(Done { entry: Some(entry), warning }) => {
+            json(StatusCode::OK, &json!({"result": "done", "change": entry, "warning": warning}))
+        }
+        Ok(Done { entry: None, .. }) => json(StatusCode::OK, &json!({"result": "unchanged"})),
+        Err(Refused::Unknown(why)) => problem(StatusCode::NOT_FOUND, &why),
+        Err(Refused::Conflict(why)) => problem(StatusCode::CONFLICT, &why),
+        Err(Refused::Failed(why)) => problem(StatusCode::SERVICE_UNAVAILABLE, &why),
+    }
+}
+
+/// Changes that are shown where nobody says how many.
+const CHANGES: usize = 100;
+
+pub(super) async fn history(control: &Control, query: &str) -> Response<Bytes> {
+    let (mut route, mut limit) = (None, CHANGES);
+    for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        match name {
+            "route" => route = Some(percent_decode(value)),
+            "limit" => match value.parse() {
+                Ok(number @ 1..=10_000) => limit = number,
+                _ => return problem(StatusCode::BAD_REQUEST, "`limit` is a number from 1 to 10000"),
+            },
+            _ => {}
+        }
+    }
+    match control.rollouts.history(route, limit).await {
+        Ok(entries) => json(StatusCode::OK, &json!({"changes": entries})),
+        Err(why) => problem(StatusCode::SERVICE_UNAVAILABLE, &why),
     }
 }
 
@@ -133,14 +235,15 @@ fn percent_decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-fn describe(route: &Route, snapshot: &Snapshot) -> Value {
+fn describe(route: &Route, snapshot: &Snapshot, overlay: &Value) -> Value {
     let name = |index: usize| &*snapshot.upstreams[index].name;
     let arms: serde_json::Map<String, Value> = Arm::ALL
         .into_iter()
         .map(|arm| {
             let totals = route.stats.totals(arm);
             let [_, ok, redirected, client, server, aborted] = totals.classes;
-            let counts = json!({"2xx": ok, "3xx": redirected, "4xx": client, "5xx": server, "aborted": aborted, "in_flight": totals.in_flight});
+            let p99 = route.stats.quantile(arm, 0.99).map(|p99| (p99 * 1e5).round() / 100.0);
+            let counts = json!({"2xx": ok, "3xx": redirected, "4xx": client, "5xx": server, "aborted": aborted, "in_flight": totals.in_flight, "p99_ms": p99});
             (arm.word().to_owned(), counts)
         })
         .collect();
@@ -150,7 +253,20 @@ fn describe(route: &Route, snapshot: &Snapshot) -> Value {
         "stage": route.stage.word(),
         "service": route.service.map(name),
         "baseline": name(route.baseline),
-        "share": route.cohort.as_ref().map(|values| Share(values.cohort.share).to_string()),
+        "runs": route.runs().word(),
+        "share": route.share().map(|share| Share(share).to_string()),
+        "overlay": overlay_text(route, overlay),
+        "held": overlay["held"],
+        "rollout": overlay["rollout"],
+        "shadow": route.shadow.as_ref().map(|shadow| {
+            let ledger = shadow.ledger();
+            let mut told = json!({"compared": ledger.compared, "mismatched": ledger.mismatched, "parity_percent": ledger.parity()});
+            drop(ledger);
+            for (name, count) in shadow.counts() {
+                told[name] = count.into();
+            }
+            told
+        }),
         "group": route.cohort.as_ref().map(|values| values.cohort.group.to_string()),
         "requests": arms,
         "retries": route.stats.rare.retries.load(Relaxed),
@@ -160,6 +276,34 @@ fn describe(route: &Route, snapshot: &Snapshot) -> Value {
         "cache": route.cache.map(|_| SERVED.into_iter().zip(&route.stats.rare.cache).map(|(word, count)| (word.to_owned(), count.load(Relaxed).into())).collect::<serde_json::Map<String, Value>>()),
         "fallbacks": FALLBACKS.into_iter().zip(&route.stats.rare.fallbacks).map(|(reason, count)| (reason.to_owned(), count.load(Relaxed).into())).collect::<serde_json::Map<String, Value>>(),
     })
+}
+
+/// How what runs differs from what the file says, in words.
+fn overlay_text(route: &Route, overlay: &Value) -> Option<String> {
+    let stage = route.stage.word();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    if route.overlay.hold.is_held() {
+        let held = &overlay["held"];
+        return Some(format!(
+            "the file says {stage}; put back to the monolith {} by {}: {}",
+            text(&held["at"]),
+            text(&held["who"]),
+            text(&held["why"])
+        ));
+    }
+    let rollout = overlay.get("rollout").filter(|rollout| !rollout.is_null())?;
+    let how = match rollout["phase"].as_str() {
+        Some("rolled_back") => "rolled back ",
+        Some("frozen") => "frozen ",
+        Some("complete") => "complete ",
+        _ => "since ",
+    };
+    Some(format!(
+        "the file says {stage} with rollout; running at {}, {how}{}: {}",
+        text(&rollout["share"]),
+        text(&rollout["since"]),
+        text(&rollout["why"])
+    ))
 }
 
 pub(super) async fn reload(control: &Arc<Control>) -> Response<Bytes> {

@@ -120,9 +120,10 @@ impl Admin {
     async fn call(&self, parts: &http::request::Parts, body: &Bytes) -> Response<Bytes> {
         let path = parts.uri.path();
         let allowed = match path {
-            "/" | "/healthz" | "/readyz" | "/metrics" | "/api/status" | "/api/routes" => "GET, HEAD",
+            "/" | "/healthz" | "/readyz" | "/metrics" | "/api/status" | "/api/routes" | "/api/history" => "GET, HEAD",
             "/api/reload" | "/api/explain" | "/api/cache/purge" => "POST",
-            _ if path.starts_with("/api/routes/") => "GET, HEAD",
+            _ if api::wish(path).is_some() => "POST",
+            _ if path.starts_with("/api/routes/") || path.starts_with("/api/shadow/") => "GET, HEAD",
             _ => return problem(StatusCode::NOT_FOUND, "no such call; `/` lists them"),
         };
         let reads = parts.method == Method::GET || parts.method == Method::HEAD;
@@ -136,11 +137,16 @@ impl Admin {
             "/healthz" | "/readyz" => self.health(path),
             "/metrics" => api::metrics(&self.control),
             "/api/status" => json(StatusCode::OK, &api::status(&self.control)),
-            "/api/routes" => json(StatusCode::OK, &api::routes(&self.control.store.current())),
+            "/api/routes" => json(StatusCode::OK, &api::routes(&self.control)),
+            "/api/history" => api::history(&self.control, parts.uri.query().unwrap_or_default()).await,
             "/api/reload" => api::reload(&self.control).await,
             "/api/cache/purge" => api::purge(&self.control.store.current(), body).await,
             "/api/explain" => api::explain(&self.control.store.current(), body),
-            _ => api::route(&self.control.store.current(), path.strip_prefix("/api/routes/").unwrap_or_default()),
+            _ => match (api::wish(path), path.strip_prefix("/api/shadow/")) {
+                (Some((route, wish)), _) => api::grant(&self.control, route, wish, body).await,
+                (_, Some(name)) => api::shadow(&self.control.store.current(), name),
+                _ => api::route(&self.control, path.strip_prefix("/api/routes/").unwrap_or_default()),
+            },
         }
     }
 
@@ -162,6 +168,10 @@ GET  /readyz             whether it wants traffic
 GET  /metrics            Prometheus metrics
 GET  /api/status         what runs
 GET  /api/routes[/NAME]  the routes, with their counts
+GET  /api/shadow/NAME    how the service's answers compare with the monolith's
+GET  /api/history        who changed what, when and why: ?route=NAME, ?limit=N
+GET  /api/events         what happens, as server-sent events
+POST /api/routes/NAME/rollback, promote, resume    {\"who\", \"why\", \"force\"}: to the monolith, the next step, as the file says
 POST /api/explain        {\"method\", \"url\", \"headers\"}: what would happen to a request
 POST /api/cache/purge    {\"url\"}, {\"prefix\"}, {\"route\"}, {\"tag\"} or {\"all\": true}: forget answers
 POST /api/reload         read the file again

@@ -7,7 +7,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use super::File;
 use crate::{
     server::{self, Options},
-    snapshot::Store,
+    snapshot::{OpenError, Store},
     telemetry,
 };
 
@@ -28,7 +28,10 @@ impl Run {
         telemetry::log::start();
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = self.workers.map_or(cores, usize::from);
-        let store = Store::open(&self.file.file, workers)?;
+        let store = Store::open(&self.file.file, workers).map_err(|error| match error {
+            OpenError::Refused(report) => anyhow::Error::new(report),
+            OpenError::State(failure) => failure.into(),
+        })?;
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
         let options = Options { workers, log: Box::new(std::io::stdout()), follow_stdin: self.follow_stdin };
         runtime.block_on(server::run(store, options))?;

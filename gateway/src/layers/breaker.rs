@@ -126,7 +126,8 @@ impl Trying {
         let wait = matches!(status, StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED);
         match response.body_mut() {
             ResponseBody::Upstream(body) => body.watch(outcome, wait),
-            ResponseBody::Empty | ResponseBody::Full(_) | ResponseBody::Filling(_) | ResponseBody::Tunnel(_) => {
+            // Only what an upstream sends comes from here.
+            _ => {
                 outcome.tell(true);
             }
         }

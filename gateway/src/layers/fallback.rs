@@ -9,14 +9,12 @@
 //! waits there between tries. So what the monolith gets is what the client sent.
 
 use std::{
-    cell::{Cell, RefCell},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use futures_util::future::Either;
-use http::{HeaderValue, Method, StatusCode, header};
-use http_body::Body as _;
+use http::{HeaderValue, StatusCode};
 use tower::Service;
 
 use super::{Later, always_ready};
@@ -26,14 +24,12 @@ use crate::{
     context::{Context, Leg, Request, Response},
     error::{Earlier, Error, Kind},
     fields,
-    http1::write::Overrides,
-    resilience::{balance::Balance, bulkhead::Lane, learned::Learned, millis},
+    resilience::{bulkhead::Lane, learned::Learned, millis},
     snapshot::Fallback as Policy,
     telemetry::metrics::{Arm, FALLBACKS},
     upstream::{
         outcome::Outcome,
-        upload::{Home, RequestBody},
-        way::Way,
+        upload::Home,
     },
 };
 
@@ -63,7 +59,7 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         let Request { http, context } = request;
-        let chunked = park(*http, &context);
+        let chunked = context.park(*http);
         let open = context.home.get().cloned().map(Closing);
         let Some(upstream) = context.upstream.get() else {
             return Either::Right(Box::pin(std::future::ready(Err(Error::new(Kind::Internal)))));
@@ -74,7 +70,7 @@ where
         let forget = route.fallback.as_ref().filter(|policy| writes && policy.learns()).map(Forget::new);
         let policy = route.fallback.as_ref().filter(|_| context.arm.get() == Arm::Service);
         if policy.is_none() {
-            let future = self.inner.call(leg(&context, upstream, Lane::Direct, true, chunked));
+            let future = self.inner.call(Leg::new(&context, upstream, Lane::Direct, true, chunked));
             if open.is_none() && forget.is_none() {
                 return Either::Left(future);
             }
@@ -91,35 +87,6 @@ where
             result
         }))
     }
-}
-
-/// Puts the request where every try finds it; whether its body goes in chunks.
-fn park(http: http::Request<RequestBody>, context: &Context) -> bool {
-    let (mut parts, body) = http.into_parts();
-    let mut chunked = false;
-    if body.upload().is_empty() {
-        // Says that there is no body where one is expected.
-        let expected = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
-        if expected && !parts.headers.contains_key(header::CONTENT_LENGTH) {
-            parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-        }
-    } else {
-        // Says how the body ends where it has no length.
-        if body.size_hint().exact().is_none() {
-            chunked = true;
-            parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        let route = context.route();
-        let again = route.retry.is_some() || route.fallback.is_some();
-        let _ = context.home.set(Home::new(body, if again { route.replay_body } else { 0 }));
-    }
-    // Nothing but a WebSocket that the route allows is ever upgraded.
-    if context.upgrade.get() && context.route().websocket {
-        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        parts.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    }
-    let _ = context.parts.set(parts);
-    chunked
 }
 
 /// While it lives, a body whose try is over comes back to be sent again.
@@ -145,39 +112,6 @@ impl Drop for Forget {
     fn drop(&mut self) {
         self.0.forget();
     }
-}
-
-fn leg(context: &Context, upstream: usize, lane: Lane, last_resort: bool, chunked: bool) -> Leg {
-    let known = &context.local.snapshot.upstreams[upstream];
-    let several = known.urls.len() > 1 || known.discovery.is_some();
-    let hash = || {
-        let headers = &context.parts.get()?.headers;
-        known.hash_by.iter().find_map(|key| key.find(headers, context.client.get())).map(|found| found.hash())
-    };
-    let way = Way {
-        lane,
-        last_resort,
-        overrides: Overrides::default(),
-        own_host: false,
-        chunked,
-        may_repeat: !context.overridden.get(),
-        idle: context.route().limits.idle,
-        random: Cell::new(if several { context.worker.random() } else { 0 }),
-        hash: if known.balance == Balance::RingHash { hash().unwrap_or_else(|| context.worker.random()) } else { 0 },
-        tried: RefCell::default(),
-        // The clock is dear: what had nothing to wait for begins when it came.
-        begun: Cell::new(if lane == Lane::Direct && context.upload.is_empty() {
-            context.started
-        } else {
-            tokio::time::Instant::now()
-        }),
-        more: Cell::new(false),
-        mends: Cell::new(false),
-        fresh: Cell::new(false),
-        departed: Cell::new(None),
-        sent: Cell::new(false),
-    };
-    Leg { context: context.clone(), upstream, way }
 }
 
 /// An index of `FALLBACKS`.
@@ -210,11 +144,11 @@ where
             }
             context.fallback.set(None);
             context.decide_anew(Arm::Service, service);
-            return inner.call(leg(context, service, Lane::Direct, true, chunked)).await;
+            return inner.call(Leg::new(context, service, Lane::Direct, true, chunked)).await;
         }
         return answer;
     }
-    let result = inner.call(leg(context, service, Lane::Direct, !policy.on(FallbackOn::Unavailable), chunked)).await;
+    let result = inner.call(Leg::new(context, service, Lane::Direct, !policy.on(FallbackOn::Unavailable), chunked)).await;
     let Some(reason) = reason(context, policy, &result) else {
         if absences
             && let Ok(response) = &result
@@ -287,7 +221,7 @@ where
     context.fallback.set(Some((service, reason as usize)));
     context.decide_anew(Arm::Legacy, baseline);
     let name = &context.local.snapshot.upstreams[service].name;
-    let answer = inner.call(leg(context, baseline, Lane::Last, true, chunked)).await;
+    let answer = inner.call(Leg::new(context, baseline, Lane::Last, true, chunked)).await;
     match answer {
         Ok(mut response) => {
             let told = said(name, &context.local.snapshot.upstreams[baseline].name, reason, &failure);

@@ -21,6 +21,7 @@ pub mod rewrite;
 pub mod route;
 pub mod sanitize;
 pub mod send;
+pub mod shadow;
 
 use std::{future::Future, pin::Pin};
 

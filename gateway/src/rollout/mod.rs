@@ -2,9 +2,11 @@
 
 pub mod bounds;
 pub mod evidence;
+pub mod journal;
 pub mod latency;
 pub mod overlay;
 pub mod race;
 pub mod steps;
 pub mod verdict;
 pub mod webhook;
+pub mod controller;

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     admin::{self, Admin},
     config::Report,
+    rollout::{controller::Rollouts, webhook},
     snapshot::{Listeners, Reloaded, Snapshot, Store},
     telemetry::access_log::Writer,
 };
@@ -50,6 +51,8 @@ pub struct Control {
     pub started: jiff::Timestamp,
     /// Where clients connect, as bound.
     pub public: std::sync::Mutex<SocketAddr>,
+    /// Rollouts and rollbacks.
+    pub rollouts: Arc<Rollouts>,
     acceptor: mpsc::Sender<Command>,
     admin: mpsc::Sender<(admin::Kind, Option<TcpListener>)>,
 }
@@ -130,11 +133,14 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
     }
     let (acceptor, accepting) = acceptor::start(public, workers, store.clone())?;
     let (admin, commands) = mpsc::channel(4);
+    let (rollouts, messages) = Rollouts::start(store.clone())?;
+    tokio::task::spawn_local(webhook::deliver(store.clone(), rollouts.clone(), messages));
     let control = Arc::new(Control {
         store: store.clone(),
         ready: AtomicBool::new(true),
         started: jiff::Timestamp::now(),
         public: std::sync::Mutex::new(public_address),
+        rollouts: rollouts.clone(),
         acceptor: acceptor.clone(),
         admin,
     });
@@ -165,6 +171,8 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
         }
         file.follow(Some(store.status().seen.include_patterns));
     }
+    // Whoever takes this one's place needs the journal.
+    rollouts.stop().await;
     let drained = drain(&control, &acceptor, &phase);
     tokio::select! {
         () = drained => {}

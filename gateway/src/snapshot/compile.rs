@@ -69,6 +69,7 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
         let mut compiled = Route {
             stage: route.stage,
             overlay: registry.overlay(name, route),
+            shadow: registry.shadow(name, route, config.paths),
             rollout: route.rollout.clone().filter(|_| route.stage == Stage::Canary).map(Arc::new),
             service: route.upstream.as_deref().map(find).transpose()?,
             baseline: route.baseline.as_deref().map_or(Ok(legacy), find)?,
@@ -143,6 +144,7 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
         clients: client_limits(&config.file.clients),
         listeners,
         resolver: config.resolver.clone(),
+        webhooks: config.file.webhooks.clone(),
         admin_token: (!config.file.admin.token.is_empty()).then(|| config.file.admin.token.as_str().into()),
     })
 }
@@ -168,6 +170,7 @@ fn bare(name: &str, legacy: usize, registry: &mut Registry) -> Route {
         stage: Stage::Legacy,
         service: None,
         baseline: legacy,
+        shadow: None,
         cohort: None,
         overlay: Overlay { hold: Arc::default(), ramp: None },
         rollout: None,

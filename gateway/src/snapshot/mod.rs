@@ -21,16 +21,17 @@ use tokio::time::Instant;
 
 pub use self::{
     compile::compile,
-    store::{Registry, Reloaded, Status, Store},
+    store::{OpenError, Registry, Reloaded, Status, Store},
 };
 use crate::{
     auth::{Verifier, cors::Cors},
     cache::Cache,
-    config::{Stage, file::HostRewrite, policy::FallbackOn, rollout::RolloutConfig},
+    config::{Stage, file::HostRewrite, policy::FallbackOn, rollout::{RolloutConfig, WebhookConfig}},
     fields::ClaimFields,
     resilience::{gcra::Limiter, learned::Learned},
     rollout::overlay::Overlay,
     routing::{cohort::Cohort, key::Key, path::PathPolicy, table::Table},
+    shadow::Shadow,
     telemetry::metrics::RouteStats,
     upstream::{Upstream, rewrite::Addresses},
 };
@@ -74,6 +75,8 @@ pub struct Snapshot {
     pub listeners: Listeners,
     /// The name servers asked for `dns:` and `srv:`; the system's where there are none.
     pub resolver: Vec<SocketAddr>,
+    /// Who is told of changes.
+    pub webhooks: Vec<WebhookConfig>,
     /// The token of the admin listener.
     pub admin_token: Option<Box<str>>,
 }
@@ -153,6 +156,8 @@ pub struct Route {
     pub cohort: Option<CohortValues>,
     /// What runs differently from what the file says.
     pub overlay: Overlay,
+    /// Copies of its requests for the service.
+    pub shadow: Option<Arc<Shadow>>,
     /// The steps of its rollout, and what they hang on.
     pub rollout: Option<Arc<RolloutConfig>>,
     /// Its time limits.

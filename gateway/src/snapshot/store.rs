@@ -16,6 +16,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use thiserror::Error;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{Route, Snapshot, compile};
@@ -24,13 +25,19 @@ use crate::{
     cache::Cache,
     config::{
         self, Report, RouteConfig, Stage, UpstreamConfig, auth::VerifierConfig, cache::CacheConfig, parse_jwks, policy::Per,
-        upstream::ConnectionsConfig, values::Span,
+        rollout::ShadowConfig, upstream::ConnectionsConfig, values::{OrNone, Span},
     },
     resilience::{
         gcra::{Limiter, Quota, Table},
         learned::Learned,
     },
-    rollout::overlay::{self, Hold, Overlay, Ramp},
+    rollout::{
+        journal::{Failure, Journal, Record},
+        overlay::{self, Hold, Overlay, Ramp},
+        steps::Phase,
+    },
+    routing::path::PathPolicy,
+    shadow::Shadow,
     telemetry::metrics::{ProcessStats, RouteStats, Source, UpstreamNow, UpstreamStats},
     upstream::Upstream,
 };
@@ -55,16 +62,23 @@ pub struct Registry {
     verifiers: HashMap<Arc<str>, KnownVerifier>,
     /// What is kept, and where.
     cache: Option<(CacheConfig, Arc<Cache>)>,
+    /// What comparisons have come to, with what they are about.
+    shadows: HashMap<Arc<str>, (Compares, Arc<Shadow>)>,
     /// Routes that a person has put back.
     holds: HashMap<Arc<str>, Arc<Hold>>,
     /// What rollouts have come to.
     ramps: HashMap<Arc<str>, Arc<Ramp>>,
+    /// What the journal knew at the start, as long as nobody has asked for it.
+    recorded: HashMap<String, Record>,
     /// Our own listeners: no upstream may resolve to them.
     own: Arc<ArcSwap<Vec<SocketAddr>>>,
 }
 
 /// A verifier with its configuration and the text of its authorities.
 type KnownVerifier = (VerifierConfig, Option<Vec<u8>>, Arc<Verifier>);
+
+/// How answers are compared, and whose.
+type Compares = (ShadowConfig, Option<String>, Option<String>);
 
 #[derive(Clone)]
 struct Known {
@@ -85,8 +99,10 @@ impl Registry {
             used: None,
             verifiers: HashMap::new(),
             cache: None,
+            shadows: HashMap::new(),
             holds: HashMap::new(),
             ramps: HashMap::new(),
+            recorded: HashMap::new(),
             begin: Instant::now(),
             own: Arc::default(),
         }
@@ -114,13 +130,20 @@ impl Registry {
     }
 
     pub(super) fn overlay(&mut self, name: &str, route: &RouteConfig) -> Overlay {
+        let Record { hold: held, rollout: recorded } = self.recorded.remove(name).unwrap_or_default();
         let hold = self.holds.entry(name.into()).or_default().clone();
+        if held.is_some() {
+            hold.set(true);
+        }
         let ramp = (route.stage == Stage::Canary && route.rollout.is_some()).then(|| {
             let fingerprint = overlay::fingerprint(route);
             match self.ramps.get(name) {
                 Some(known) if known.fingerprint == fingerprint => known.clone(),
                 _ => {
                     let new = Arc::new(Ramp::new(fingerprint));
+                    if let Some(known) = recorded.filter(|known| known.fingerprint == fingerprint) {
+                        new.set(known.share, known.position.phase == Phase::RolledBack);
+                    }
                     self.ramps.insert(name.into(), new.clone());
                     new
                 }
@@ -130,6 +153,28 @@ impl Registry {
             self.ramps.remove(name);
         }
         Overlay { hold, ramp }
+    }
+
+    pub(super) fn shadow(&mut self, name: &str, route: &RouteConfig, paths: PathPolicy) -> Option<Arc<Shadow>> {
+        let config = match (&route.shadow, route.stage) {
+            (Some(OrNone::Some(config)), Stage::Shadow | Stage::Canary) => config.clone(),
+            (None, Stage::Shadow) => ShadowConfig::default(),
+            _ => return None,
+        };
+        let about = (config, route.upstream.clone(), route.baseline.clone());
+        if let Some((known, shadow)) = self.shadows.get(name)
+            && *known == about
+        {
+            return Some(shadow.clone());
+        }
+        let shadow = Arc::new(Shadow::new(&about.0, paths));
+        self.shadows.insert(name.into(), (about, shadow.clone()));
+        Some(shadow)
+    }
+
+    /// A rollout that the file did not have at the start is a fresh one when it comes.
+    fn forget_rollouts(&mut self) {
+        self.recorded.values_mut().for_each(|record| record.rollout = None);
     }
 
     pub(super) fn learned(&mut self, route: &str, pattern: &str, service: &str) -> Arc<Learned> {
@@ -246,6 +291,7 @@ impl Registry {
         self.stats.retain(|name, _| routes.contains(&**name));
         self.limiters.retain(|name, _| routes.contains(&**name));
         self.learned.retain(|name, _| routes.contains(&**name));
+        self.shadows.retain(|name, _| routes.contains(&**name));
         self.ramps.retain(|name, _| routes.contains(&**name));
         // Put back is put back, also for a route that is taken out of the file and comes again.
         self.holds.retain(|name, hold| hold.is_held() || routes.contains(&**name));
@@ -274,9 +320,27 @@ pub struct Status {
     pub seen: Report,
 }
 
+/// Why nothing can run.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The file is refused.
+    #[error(transparent)]
+    Refused(#[from] Report),
+    /// What must outlive the process is not ours.
+    #[error(transparent)]
+    State(#[from] Failure),
+}
+
+/// The journal with what it knows.
+type Kept = (Option<Journal>, HashMap<String, Record>);
+
 /// The snapshot that runs.
 pub struct Store {
     path: PathBuf,
+    /// The folder of what must outlive the process.
+    pub state: PathBuf,
+    /// The journal, until somebody keeps it.
+    journal: Mutex<Kept>,
     current: ArcSwap<Snapshot>,
     generation: AtomicU64,
     registry: Mutex<Registry>,
@@ -307,9 +371,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Store {
     /// Loads a file for the first time.
-    pub fn open(path: &Path, workers: usize) -> Result<Self, Report> {
+    pub fn open(path: &Path, workers: usize) -> Result<Self, OpenError> {
         let config = config::load_with_env(path)?;
         let mut registry = Registry::new(workers);
+        let state = config.resolve(&config.file.state);
+        // Before anything runs: what was put back stays put back.
+        let (journal, records) = Journal::resume(&state)?.map(|(journal, records)| (Some(journal), records)).unwrap_or_default();
+        registry.recorded.clone_from(&records);
         let snapshot =
             compile(&config, &mut registry, 1).map_err(|why| Report::of(path, why, "mend that and start again"))?;
         registry.own.store(Arc::new(snapshot.listeners.all()));
@@ -325,8 +393,12 @@ impl Store {
         process.reload_ok.store(1, Ordering::Relaxed);
         process.loaded_at.store(snapshot.loaded.as_second(), Ordering::Relaxed);
         let status = Status { seen: config.warnings.clone(), warnings: config.warnings, ..Status::default() };
+        // Routes that the file does not have now may come back.
+        registry.forget_rollouts();
         Ok(Self {
             path: path.to_owned(),
+            state,
+            journal: Mutex::new((journal, records)),
             current: ArcSwap::from_pointee(snapshot),
             generation: AtomicU64::new(1),
             registry: Mutex::new(registry),
@@ -336,6 +408,11 @@ impl Store {
             workers,
             changed: Notify::new(),
         })
+    }
+
+    /// The journal with what it knew at the start, for whoever keeps it.
+    pub fn take_journal(&self) -> (Option<Journal>, HashMap<String, Record>) {
+        std::mem::take(&mut *lock(&self.journal))
     }
 
     /// The main file.

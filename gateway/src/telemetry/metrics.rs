@@ -165,6 +165,23 @@ impl RouteStats {
         totals
     }
 
+    /// About how many seconds the given share of an arm's requests took at most: by buckets, so roughly.
+    #[allow(clippy::cast_precision_loss, reason = "counts")]
+    pub fn quantile(&self, arm: Arm, quantile: f64) -> Option<f64> {
+        let (_, count, buckets) = self.durations(arm);
+        let (mut below, mut from) = (0, 0.0);
+        for (bound, inside) in buckets {
+            let rank = count as f64 * quantile;
+            if inside > 0 && (below + inside) as f64 >= rank {
+                // Evenly within its bucket; the last has no end.
+                let to = if bound.is_finite() { bound } else { from };
+                return Some(from + (to - from) * ((rank - below as f64) / inside as f64).clamp(0.0, 1.0));
+            }
+            (below, from) = (below + inside, bound);
+        }
+        None
+    }
+
     /// The sum in seconds and the buckets of an arm's durations.
     #[allow(clippy::cast_precision_loss, reason = "a sum of seconds for a graph")]
     fn durations(&self, arm: Arm) -> (f64, u64, Vec<(f64, u64)>) {
@@ -241,6 +258,8 @@ pub struct ProcessStats {
     pub loaded_at: AtomicI64,
     /// Lines that the access log had no room for.
     pub log_dropped: AtomicU64,
+    /// What copies of requests hold of bodies.
+    pub copied: Arc<AtomicI64>,
     /// Panics caught.
     pub panics: AtomicU64,
 }

@@ -22,6 +22,7 @@ use crate::{
     fields::{self, ClaimFields},
     http1::body::Decoder,
     inbound::{Inbound, Piece},
+    shadow::Taken,
     timer::{Sleep, Timer},
 };
 
@@ -249,6 +250,8 @@ pub struct RequestBody {
     home: Option<Rc<Home>>,
     /// Fields that only the gateway says, after a body too.
     forbidden: Option<Arc<ClaimFields>>,
+    /// Who takes what goes by, too.
+    taken: Option<Rc<RefCell<Taken>>>,
     upload: Rc<Upload>,
 }
 
@@ -327,6 +330,7 @@ impl RequestBody {
             tape: None,
             home: None,
             forbidden: None,
+            taken: None,
             upload: Upload::new(state),
         }
     }
@@ -360,6 +364,19 @@ impl RequestBody {
             }
         }
         if self.upload.is_unfinished() { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    /// A body that is there whole.
+    pub fn whole(data: &[u8]) -> Self {
+        let mut this = Self::new(Source::Empty);
+        this.ahead = BytesMut::from(data);
+        this.upload.bytes.set(data.len() as u64);
+        this
+    }
+
+    /// Takes what goes by of it, too.
+    pub fn watch(&mut self, taken: Rc<RefCell<Taken>>) {
+        self.taken = Some(taken);
     }
 
     /// These fields do not come after it.
@@ -434,6 +451,7 @@ impl Drop for RequestBody {
                 tape: self.tape.take(),
                 home: Some(home.clone()),
                 forbidden: self.forbidden.clone(),
+                taken: self.taken.take(),
                 upload: self.upload.clone(),
             };
             *home.body.borrow_mut() = Some(body);
@@ -474,6 +492,9 @@ impl RequestBody {
                     return Poll::Ready(Some(Err(Error::new(Kind::BodyTooLarge))));
                 }
                 upload.bytes.set(bytes);
+                if let (Some(taken), Some(data)) = (&this.taken, frame.data_ref()) {
+                    taken.borrow_mut().take(data);
+                }
                 upload.client_paused.set(false);
                 // With a length, and after trailers, the end is known without another look.
                 let ended = frame.is_trailers() || this.source.is_end_stream();

@@ -1,0 +1,257 @@
+//! Sends copies of the monolith's requests to the service, and compares.
+//!
+//! Inside of the cache, so that there is one copy of what the monolith was asked, and none of what was kept; outside of the fallback, so
+//! that what is compared is the answer that the client gets. A copy leaves once the client has its answer; it is bounded in number, time and
+//! memory, and dropped rather than waited for. It takes a way of its own: no retries, no part in the breaker, last where it is full.
+
+use std::{cell::RefCell, collections::BTreeMap, future::poll_fn, pin::pin, rc::Rc, sync::Arc, time::Duration};
+
+use futures_util::future::Either;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use http_body::Body as _;
+use tower::Service;
+
+use super::{Later, always_ready, rewrite::Translate, send::Send};
+use crate::{
+    body::{ResponseBody, Watched},
+    config::Stage,
+    context::{Context, Exchange, Leg, Request, Response},
+    error::{Error, Kind},
+    fields,
+    resilience::bulkhead::Lane,
+    shadow::{
+        Shadow, Skip, Taken,
+        compare::{Answer, Difference, compare},
+        ledger::FAILED,
+    },
+    telemetry::metrics::Arm,
+    upstream::upload::{RequestBody, within},
+};
+
+/// The layer.
+#[derive(Clone, Debug)]
+pub struct Copy<S> {
+    inner: S,
+}
+
+impl<S> Copy<S> {
+    /// Around whoever answers.
+    pub fn new(inner: S) -> Self {
+        Self { inner }
+    }
+}
+
+impl<S> Service<Request> for Copy<S>
+where
+    S: Service<Request, Response = Response, Error = Error>,
+    S::Future: 'static,
+{
+    type Response = Response;
+    type Error = Error;
+    type Future = Either<S::Future, Later>;
+
+    always_ready!();
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let context = request.context.clone();
+        let route = context.route();
+        let Some(shadow) = route.shadow.as_ref().filter(|shadow| is_wanted(shadow, &request)) else {
+            return Either::Left(self.inner.call(request));
+        };
+        let Some(original) = Original::of(&mut request, shadow) else {
+            return Either::Left(self.inner.call(request));
+        };
+        let future = self.inner.call(request);
+        Either::Right(Box::pin(async move {
+            match future.await {
+                Ok(response) => Ok(watch(response, original, &context)),
+                Err(error) => {
+                    original.shadow.skip(Skip::Moot);
+                    Err(error)
+                }
+            }
+        }))
+    }
+}
+
+/// Whether a request is one to copy.
+fn is_wanted(shadow: &Shadow, request: &Request) -> bool {
+    let Request { http, context } = request;
+    let path = http.uri().path().as_bytes();
+    let key = context.key.get().map_or_else(|| path.get(1..).unwrap_or_default(), Vec::as_slice);
+    context.arm.get() == Arm::Legacy
+        && matches!(context.route().stage, Stage::Shadow | Stage::Canary)
+        && shadow.wants(&context.method, key)
+        && context.literal.get().is_none_or(|literal| shadow.wants(&context.method, literal))
+        // Nobody knows what it does.
+        && !context.overridden.get()
+        && !context.upgrade.get()
+        && !http.headers().contains_key(header::RANGE)
+        && (shadow.share == 10_000 || context.worker.random() % 10_000 < u64::from(shadow.share))
+}
+
+/// What asks for something else than the whole answer.
+const CONDITIONS: [HeaderName; 5] =
+    [header::IF_MATCH, header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_UNMODIFIED_SINCE, header::IF_RANGE];
+
+/// A request as it went to the monolith.
+struct Original {
+    shadow: Arc<Shadow>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    /// Its body, if it has one.
+    body: Option<Rc<RefCell<Taken>>>,
+}
+
+impl Original {
+    /// Takes what a copy will need; nothing where it is too long.
+    fn of(request: &mut Request, shadow: &Arc<Shadow>) -> Option<Self> {
+        let body = request.http.body_mut();
+        let held = request.context.worker.store.process.copied.clone();
+        let body = if body.upload().is_empty() {
+            None
+        } else {
+            if body.size_hint().lower() > shadow.max_body as u64 {
+                shadow.skip(Skip::TooLong);
+                return None;
+            }
+            let taken = Rc::new(RefCell::new(Taken::new(shadow.max_body, held)));
+            body.watch(taken.clone());
+            Some(taken)
+        };
+        let mut headers = request.http.headers().clone();
+        for name in CONDITIONS.iter().chain([&header::EXPECT, &header::TRANSFER_ENCODING, &header::CONTENT_LENGTH]) {
+            headers.remove(name);
+        }
+        headers.insert(fields::SHADOW, HeaderValue::from_static("1"));
+        let (method, uri) = (request.http.method().clone(), request.http.uri().clone());
+        Some(Self { shadow: shadow.clone(), method, uri, headers, body })
+    }
+}
+
+/// Takes the answer while its client reads it; what is to be done once the client has it.
+fn watch(response: Response, original: Original, context: &Exchange) -> Response {
+    let status = response.status();
+    // An answer to a part or to a condition is not the whole; a tunnel is none.
+    let moot = matches!(status, StatusCode::NOT_MODIFIED | StatusCode::PARTIAL_CONTENT | StatusCode::PRECONDITION_FAILED)
+        || matches!(response.body(), ResponseBody::Tunnel(_));
+    let stream = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| {
+        kind.as_bytes().get(..17).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"))
+    });
+    if moot || stream {
+        original.shadow.skip(Skip::Moot);
+        return response;
+    }
+    let held = context.worker.store.process.copied.clone();
+    let taken = Rc::new(RefCell::new(Taken::new(original.shadow.max_body, held)));
+    let headers = response.headers().clone();
+    let answer = taken.clone();
+    *context.after.borrow_mut() = Some(Box::new(move |context| {
+        if !context.complete.get() {
+            original.shadow.skip(Skip::Moot);
+            return;
+        }
+        let body = answer.borrow_mut().whole();
+        let control = Answer { status: status.as_u16(), headers, body };
+        leave(original, control, answer, context);
+    }));
+    response.map(|inner| ResponseBody::Watched(Box::new(Watched { inner, taken })))
+}
+
+/// How long a copy may take where the route has no limit.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// Sends a copy on its way, if there is room for it.
+fn leave(original: Original, control: Answer, held: Rc<RefCell<Taken>>, context: &Exchange) {
+    let Original { shadow, method, uri, headers, body } = original;
+    let sent = match body.as_ref().map(|body| body.borrow_mut().whole()) {
+        None => None,
+        Some(Some(sent)) => Some(sent),
+        Some(None) => return shadow.skip(Skip::TooLong),
+    };
+    let route = context.route();
+    let Some(service) = route.service else { return };
+    let upstream = &context.snapshot().upstreams[service];
+    // Who is left alone is not asked by copies either.
+    if upstream.breaker.as_ref().is_some_and(|breaker| !breaker.is_closed()) {
+        return shadow.skip(Skip::Busy);
+    }
+    let Some(waiting) = shadow.wait() else { return };
+    let copy = |arm: Arm, upstream: usize| {
+        let mut http = http::Request::new(sent.as_ref().map_or_else(RequestBody::empty, |sent| RequestBody::whole(sent)));
+        *http.method_mut() = method.clone();
+        *http.uri_mut() = uri.clone();
+        *http.headers_mut() = headers.clone();
+        if let Some(sent) = &sent {
+            http.headers_mut().insert(header::CONTENT_LENGTH, sent.len().into());
+        }
+        if let Some(values) = &route.cohort {
+            http.headers_mut().insert(fields::COHORT, values.header[arm as usize].clone());
+        }
+        let again = context.copy(&http, arm, upstream);
+        let chunked = again.park(http);
+        Leg::new(&again, upstream, Lane::Last, true, chunked)
+    };
+    let candidate = copy(Arm::Service, service);
+    // Both at the same time, so that what changes with time changes for both.
+    let twice = shadow.noise > 0 && method.is_safe() && context.worker.random() % 10_000 < u64::from(shadow.noise);
+    let second = twice.then(|| copy(Arm::Legacy, route.baseline));
+    let request = format!("{method} {}", uri.path());
+    tokio::task::spawn_local(async move {
+        let Ok(place) = shadow.places.clone().acquire_owned().await else { return };
+        drop(waiting);
+        let most = shadow.max_body;
+        let asked = async {
+            match second {
+                Some(second) => Some(ask(second, most).await),
+                None => None,
+            }
+        };
+        let (candidate, second) = futures_util::future::join(ask(candidate, most), asked).await;
+        drop(place);
+        let found = match &candidate {
+            Ok(candidate) => compare(&shadow.rules, &control, candidate),
+            Err(error) => failed(&control, error),
+        };
+        let noise = second.and_then(Result::ok).map(|second| compare(&shadow.rules, &control, &second));
+        shadow.ledger().take(&request, found, noise);
+        drop((held, body));
+    });
+}
+
+/// One side without an answer is a difference whatever else is ignored.
+fn failed(control: &Answer, error: &Error) -> BTreeMap<String, Difference> {
+    let difference =
+        Difference { control: control.status.to_string(), candidate: error.kind.word().to_owned(), order: false };
+    BTreeMap::from([(FAILED.to_owned(), difference)])
+}
+
+/// Asks one system for a copy's sake.
+async fn ask(leg: Leg, most: usize) -> Result<Answer, Error> {
+    let context: Context = leg.context.clone();
+    let limits = context.route().limits;
+    let timer = context.worker.timer.clone();
+    let limit = Some(limits.request.unwrap_or(LONGEST));
+    let started = tokio::time::Instant::now();
+    let answered = Translate::new(Send).call(leg);
+    let (idle, kind) = (limits.idle, Kind::RequestTimeout);
+    let response = within(&timer, &context.upload, limit, idle, kind, started, answered).await?;
+    let (parts, body) = response.into_parts();
+    let mut taken = Taken::new(most, context.worker.store.process.copied.clone());
+    let mut body = pin!(body);
+    // As long as the head may take: a stream without an end is no answer.
+    let read = async {
+        while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+            if let Ok(data) = frame?.into_data() {
+                taken.take(&data);
+                if taken.is_over() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    };
+    within(&timer, &context.upload, limit, idle, kind, tokio::time::Instant::now(), read).await?;
+    Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body: taken.whole() })
+}

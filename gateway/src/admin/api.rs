@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use super::{json, problem, text};
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     rollout::controller::{Done, Refused, Wish},
     routing::path::{self, PathPolicy},
     server::Control,
+    shadow::record::Recorder,
     snapshot::{Reloaded, Route, Snapshot, explain},
     telemetry::metrics::{self, Arm, FALLBACKS, SERVED},
     upstream::{Upstream, endpoint::Endpoint},
@@ -415,6 +417,33 @@ pub(super) async fn purge(snapshot: &Snapshot, body: &Bytes) -> Response<Bytes> 
             let gateways = if told.is_some() { "all" } else { "this" };
             json(StatusCode::OK, &json!({"result": "purged", "resources": resources, "gateways": gateways}))
         }
+    }
+}
+
+/// Lines of a recording that wait for their reader.
+const LINES: usize = 256;
+
+/// Begins a recording; what it brings.
+pub(super) fn record(control: &Control, query: &str) -> Result<mpsc::Receiver<Bytes>, Response<Bytes>> {
+    let wrong = |text: String| problem(StatusCode::BAD_REQUEST, &text);
+    let (lines, receiver) = mpsc::channel(LINES);
+    let mut recorder = Recorder { share: 100, route: None, headers: Vec::new(), query: Vec::new(), lines };
+    for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        let value = percent_decode(value);
+        match name {
+            "percent" => recorder.share = value.parse::<Share>().map_err(wrong)?.0,
+            "route" => recorder.route = Some(find(&control.store.current(), &value)?.name.to_string()),
+            "header" => match value.parse() {
+                Ok(header) => recorder.headers.push(header),
+                Err(_) => return Err(wrong(format!("not a header's name: `{value}`"))),
+            },
+            "query" => recorder.query.push(value),
+            _ => return Err(wrong(format!("unknown parameter: `{name}`; known: `percent`, `route`, `header`, `query`"))),
+        }
+    }
+    match control.store.record(recorder) {
+        Ok(()) => Ok(receiver),
+        Err(_) => Err(problem(StatusCode::CONFLICT, "somebody records already; one recording at a time")),
     }
 }
 

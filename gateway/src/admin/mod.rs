@@ -7,14 +7,22 @@
 mod api;
 mod gate;
 
-use std::{convert::Infallible, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::TcpListener,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt as _, Either, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, broadcast::error::RecvError, mpsc};
 
 use crate::{error::problem_response, server::Control};
 
@@ -94,7 +102,7 @@ impl Admin {
         kind: Kind,
         local: bool,
         request: Request<Incoming>,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
+    ) -> Result<Response<Either<Full<Bytes>, Lines>>, Infallible> {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
         let mut response = match (kind, path) {
@@ -104,6 +112,13 @@ impl Admin {
                 let token = self.control.store.current().admin_token.clone();
                 match gate::check(&parts, token.as_deref(), local) {
                     Err(refusal) => refusal,
+                    Ok(()) if path == "/api/events" && parts.method == Method::GET => return Ok(self.events()),
+                    Ok(()) if path == "/api/record" && parts.method == Method::GET => {
+                        match api::record(&self.control, parts.uri.query().unwrap_or_default()) {
+                            Ok(lines) => return Ok(stream("application/x-ndjson", lines)),
+                            Err(refusal) => refusal,
+                        }
+                    }
                     Ok(()) => match Limited::new(body, BODY).collect().await {
                         Ok(body) => self.call(&parts, &body.to_bytes()).await,
                         Err(_) => problem(StatusCode::PAYLOAD_TOO_LARGE, "send at most 64 KiB"),
@@ -114,19 +129,20 @@ impl Admin {
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        Ok(response.map(Full::new))
+        Ok(response.map(|body| Either::Left(Full::new(body))))
     }
 
     async fn call(&self, parts: &http::request::Parts, body: &Bytes) -> Response<Bytes> {
         let path = parts.uri.path();
         let allowed = match path {
             "/" | "/healthz" | "/readyz" | "/metrics" | "/api/status" | "/api/routes" | "/api/history" => "GET, HEAD",
+            "/api/events" | "/api/record" => "GET",
             "/api/reload" | "/api/explain" | "/api/cache/purge" => "POST",
             _ if api::wish(path).is_some() => "POST",
             _ if path.starts_with("/api/routes/") || path.starts_with("/api/shadow/") => "GET, HEAD",
             _ => return problem(StatusCode::NOT_FOUND, "no such call; `/` lists them"),
         };
-        let reads = parts.method == Method::GET || parts.method == Method::HEAD;
+        let reads = parts.method == Method::GET || parts.method == Method::HEAD && allowed.ends_with("HEAD");
         if reads != allowed.starts_with("GET") || (!reads && parts.method != Method::POST) {
             let mut response = problem(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
@@ -150,6 +166,27 @@ impl Admin {
         }
     }
 
+    /// What happens, for as long as somebody listens.
+    fn events(&self) -> Response<Either<Full<Bytes>, Lines>> {
+        let (lines, receiver) = mpsc::channel(16);
+        let mut events = self.control.rollouts.subscribe();
+        tokio::task::spawn_local(async move {
+            let mut text = Bytes::from_static(b": the gateway's events\n\n");
+            while lines.send(text).await.is_ok() {
+                text = tokio::select! {
+                    event = events.recv() => match event {
+                        Ok(event) => format!("data: {event}\n\n").into(),
+                        Err(RecvError::Lagged(missed)) => format!("event: missed\ndata: {missed}\n\n").into(),
+                        Err(RecvError::Closed) => return,
+                    },
+                    () = tokio::time::sleep(ALIVE) => Bytes::from_static(b": alive\n\n"),
+                    () = lines.closed() => return,
+                };
+            }
+        });
+        stream("text/event-stream", receiver)
+    }
+
     fn health(&self, path: &str) -> Response<Bytes> {
         let ready = self.control.ready.load(std::sync::atomic::Ordering::Relaxed);
         if path == "/healthz" || ready {
@@ -158,6 +195,30 @@ impl Admin {
             text(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", "draining\n")
         }
     }
+}
+
+/// How often a stream of events says that it lives.
+const ALIVE: Duration = Duration::from_secs(15);
+
+/// A body that comes line by line.
+struct Lines(mpsc::Receiver<Bytes>);
+
+impl Body for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(cx).map(|line| line.map(|line| Ok(Frame::data(line))))
+    }
+}
+
+fn stream(kind: &'static str, lines: mpsc::Receiver<Bytes>) -> Response<Either<Full<Bytes>, Lines>> {
+    let mut response = Response::new(Either::Right(Lines(lines)));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 const INDEX: &str = "\
@@ -171,6 +232,7 @@ GET  /api/routes[/NAME]  the routes, with their counts
 GET  /api/shadow/NAME    how the service's answers compare with the monolith's
 GET  /api/history        who changed what, when and why: ?route=NAME, ?limit=N
 GET  /api/events         what happens, as server-sent events
+GET  /api/record         a sample of requests with their answers, line by line; see `gateway record`
 POST /api/routes/NAME/rollback, promote, resume    {\"who\", \"why\", \"force\"}: to the monolith, the next step, as the file says
 POST /api/explain        {\"method\", \"url\", \"headers\"}: what would happen to a request
 POST /api/cache/purge    {\"url\"}, {\"prefix\"}, {\"route\"}, {\"tag\"} or {\"all\": true}: forget answers

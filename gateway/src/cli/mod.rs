@@ -1,10 +1,13 @@
 //! The commands. Exit codes: 0, 78 where a file is bad (`EX_CONFIG`), 1 for anything else, 2 for wrong arguments.
 
+mod changes;
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
 mod diff;
 mod explain;
+mod record;
+mod remote;
 mod run;
 mod schema;
 
@@ -51,6 +54,27 @@ enum Command {
     /// Says which requests would go elsewhere under another file.
     #[command(after_help = "Example: gateway diff routes.yaml routes.new.yaml")]
     Diff(diff::Diff),
+    /// The routes as they run: stage, share, errors and p99 of both arms, parity, and how that differs from the file.
+    #[command(after_help = "Example: gateway status")]
+    Status(changes::Status),
+    /// Who changed what, when and why.
+    #[command(after_help = "Example: gateway history orders --limit 5")]
+    History(changes::History),
+    /// Puts a route back to the monolith, now; it stays there until `resume`.
+    #[command(after_help = "Example: gateway rollback orders --why 'totals are wrong'")]
+    Rollback(changes::Rollback),
+    /// Takes a rollout to its next step, now.
+    #[command(after_help = "Example: gateway promote orders --why 'approved by ann'")]
+    Promote(changes::Change),
+    /// Has a route follow the file again; a rollout that was taken back starts afresh.
+    #[command(after_help = "Example: gateway resume orders")]
+    Resume(changes::Change),
+    /// Writes a sample of requests with their answers to a file.
+    #[command(after_help = "Example: gateway record orders.jsonl --route orders --percent 10%")]
+    Record(record::Record),
+    /// Asks what was recorded again, elsewhere, and compares the answers.
+    #[command(after_help = "Example: gateway replay orders.jsonl --to http://127.0.0.1:9001 --ignore /generated_at")]
+    Replay(record::Replay),
     /// Brings up a monolith, two services, the gateway and traffic, and tells the migration of one route.
     #[cfg(feature = "demo")]
     #[command(after_help = "Example: gateway demo --once")]
@@ -69,6 +93,13 @@ pub fn main() -> ExitCode {
         Command::Schema(schema) => schema.run(),
         Command::Explain(explain) => explain.run(),
         Command::Diff(diff) => diff.run(),
+        Command::Status(status) => status.run(),
+        Command::History(history) => history.run(),
+        Command::Rollback(rollback) => rollback.run(),
+        Command::Promote(change) => change.make("promote", false),
+        Command::Resume(change) => change.make("resume", false),
+        Command::Record(record) => record.run(),
+        Command::Replay(replay) => replay.run(),
         #[cfg(feature = "demo")]
         Command::Demo(demo) => demo.run(),
         #[cfg(feature = "demo")]

@@ -87,3 +87,18 @@ pub fn load(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Result<Co
 pub fn load_with_env(path: &Path) -> Result<Config, Report> {
     load(path, &|name| std::env::var(name).ok())
 }
+
+/// The admin listener that a file names, whatever else is wrong with the file: at three in the morning it may be half edited.
+pub fn admin_of(path: &Path) -> Option<(String, String)> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let document: serde_yaml::Value = serde_yaml::from_str(&text).ok()?;
+    let default = file::AdminConfig::default();
+    let read = |value: Option<&serde_yaml::Value>| {
+        let text = value?.as_str()?;
+        env::substitute(text, &|name| std::env::var(name).ok()).ok()?.or_else(|| Some(text.to_owned()))
+    };
+    let admin = document.get("admin");
+    let listen = read(admin.filter(|admin| admin.is_string())).or_else(|| read(admin?.get("listen")));
+    let token = admin.and_then(|admin| read(admin.get("token"))).unwrap_or(default.token);
+    Some((listen.unwrap_or(default.listen), token))
+}

@@ -23,6 +23,7 @@ use crate::{
         Shadow, Skip, Taken,
         compare::{Answer, Difference, compare},
         ledger::FAILED,
+        record::{self, Recorded, Recorder},
     },
     telemetry::metrics::Arm,
     upstream::upload::{RequestBody, within},
@@ -52,7 +53,24 @@ where
 
     always_ready!();
 
-    fn call(&mut self, mut request: Request) -> Self::Future {
+    fn call(&mut self, request: Request) -> Self::Future {
+        let context = request.context.clone();
+        if let Some(recorder) = context.worker.store.recorder()
+            && let Some(recording) = Recording::of(&request, recorder)
+        {
+            let future = self.copy(request);
+            return Either::Right(Box::pin(async move { Ok(recording.watch(future.await?, &context)) }));
+        }
+        self.copy(request)
+    }
+}
+
+impl<S> Copy<S>
+where
+    S: Service<Request, Response = Response, Error = Error>,
+    S::Future: 'static,
+{
+    fn copy(&mut self, mut request: Request) -> Either<S::Future, Later> {
         let context = request.context.clone();
         let route = context.route();
         let Some(shadow) = route.shadow.as_ref().filter(|shadow| is_wanted(shadow, &request)) else {
@@ -88,6 +106,78 @@ fn is_wanted(shadow: &Shadow, request: &Request) -> bool {
         && !context.upgrade.get()
         && !http.headers().contains_key(header::RANGE)
         && (shadow.share == 10_000 || context.worker.random() % 10_000 < u64::from(shadow.share))
+}
+
+/// A request that is recorded.
+struct Recording {
+    recorder: Arc<Recorder>,
+    recorded: Recorded,
+}
+
+impl Recording {
+    fn of(request: &Request, recorder: Arc<Recorder>) -> Option<Self> {
+        let Request { http, context } = request;
+        let drawn = || recorder.share == 10_000 || context.worker.random() % 10_000 < u64::from(recorder.share);
+        let route = &context.route().name;
+        if recorder.route.as_ref().is_some_and(|wanted| **wanted != **route)
+            || !context.upload.is_empty()
+            || context.overridden.get()
+            || context.upgrade.get()
+            || CONDITIONS.iter().any(|name| http.headers().contains_key(name))
+            || http.headers().contains_key(header::RANGE)
+            || !drawn()
+        {
+            return None;
+        }
+        let headers = recorder.admit(http.method(), http.uri().query(), http.headers())?;
+        let recorded = Recorded {
+            at: jiff::Timestamp::now(),
+            route: route.to_string(),
+            arm: context.arm.get().word().to_owned(),
+            method: http.method().to_string(),
+            target: http.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str).to_owned(),
+            headers,
+            status: 0,
+            answer_headers: BTreeMap::new(),
+            text: None,
+            base64: None,
+        };
+        Some(Self { recorder, recorded })
+    }
+
+    fn watch(self, response: Response, context: &Exchange) -> Response {
+        let Self { recorder, mut recorded } = self;
+        if matches!(response.body(), ResponseBody::Tunnel(_)) {
+            return response;
+        }
+        let taken = Rc::new(RefCell::new(Taken::new(record::BODY, context.worker.store.process.copied.clone())));
+        let (status, headers) = (response.status(), response.headers().clone());
+        let answer = taken.clone();
+        then(context, move |context| {
+            if context.complete.get()
+                && let Some(body) = answer.borrow_mut().whole()
+            {
+                recorded.status = status.as_u16();
+                recorded.answered(&headers, &body);
+                let mut line = serde_json::to_vec(&recorded).unwrap_or_default();
+                line.push(b'\n');
+                // Who reads slowly has fewer.
+                let _ = recorder.lines.try_send(line.into());
+            }
+        });
+        response.map(|inner| ResponseBody::Watched(Box::new(Watched { inner, taken })))
+    }
+}
+
+/// Does something once the client has its answer, after what is to be done already.
+fn then(context: &Exchange, next: impl FnOnce(&Exchange) + 'static) {
+    let before = context.after.take();
+    *context.after.borrow_mut() = Some(Box::new(move |context| {
+        if let Some(before) = before {
+            before(context);
+        }
+        next(context);
+    }));
 }
 
 /// What asks for something else than the whole answer.
@@ -147,7 +237,7 @@ fn watch(response: Response, original: Original, context: &Exchange) -> Response
     let taken = Rc::new(RefCell::new(Taken::new(original.shadow.max_body, held)));
     let headers = response.headers().clone();
     let answer = taken.clone();
-    *context.after.borrow_mut() = Some(Box::new(move |context| {
+    then(context, move |context| {
         if !context.complete.get() {
             original.shadow.skip(Skip::Moot);
             return;
@@ -155,7 +245,7 @@ fn watch(response: Response, original: Original, context: &Exchange) -> Response
         let body = answer.borrow_mut().whole();
         let control = Answer { status: status.as_u16(), headers, body };
         leave(original, control, answer, context);
-    }));
+    });
     response.map(|inner| ResponseBody::Watched(Box::new(Watched { inner, taken })))
 }
 

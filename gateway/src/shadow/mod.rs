@@ -6,6 +6,7 @@ pub mod compare;
 pub mod decode;
 pub mod ledger;
 pub mod pointer;
+pub mod record;
 
 use std::{
     fmt,

@@ -11,11 +11,11 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use thiserror::Error;
 use tokio::{sync::Notify, time::Instant};
 
@@ -37,7 +37,7 @@ use crate::{
         steps::Phase,
     },
     routing::path::PathPolicy,
-    shadow::Shadow,
+    shadow::{Shadow, record::Recorder},
     telemetry::metrics::{ProcessStats, RouteStats, Source, UpstreamNow, UpstreamStats},
     upstream::Upstream,
 };
@@ -347,6 +347,9 @@ pub struct Store {
     /// Snapshots that a request or a tunnel may still hold.
     retired: Mutex<Vec<Arc<Snapshot>>>,
     status: Mutex<Status>,
+    /// Whether anything is recorded, and what.
+    recording: AtomicBool,
+    recorder: ArcSwapOption<Recorder>,
     /// What is counted of the process.
     pub process: Arc<ProcessStats>,
     /// How many workers there are.
@@ -404,6 +407,8 @@ impl Store {
             registry: Mutex::new(registry),
             retired: Mutex::default(),
             status: Mutex::new(status),
+            recording: AtomicBool::new(false),
+            recorder: ArcSwapOption::empty(),
             process,
             workers,
             changed: Notify::new(),
@@ -413,6 +418,28 @@ impl Store {
     /// The journal with what it knew at the start, for whoever keeps it.
     pub fn take_journal(&self) -> (Option<Journal>, HashMap<String, Record>) {
         std::mem::take(&mut *lock(&self.journal))
+    }
+
+    /// What is to be recorded; nothing most of the time.
+    pub fn recorder(&self) -> Option<Arc<Recorder>> {
+        if !self.recording.load(Ordering::Relaxed) {
+            return None;
+        }
+        let recorder = self.recorder.load_full().filter(|recorder| !recorder.lines.is_closed());
+        if recorder.is_none() {
+            self.recording.store(false, Ordering::Relaxed);
+        }
+        recorder
+    }
+
+    /// Records from now on; not where somebody does already.
+    pub fn record(&self, recorder: Recorder) -> Result<(), Recorder> {
+        if self.recorder().is_some() {
+            return Err(recorder);
+        }
+        self.recorder.store(Some(Arc::new(recorder)));
+        self.recording.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The main file.

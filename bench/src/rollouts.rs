@@ -4,10 +4,7 @@
 //! requests, the rule of Flagger: every interval the service's success rate and p99 are held against fixed thresholds, and so many
 //! failed checks roll back (docs.flagger.app: interval 1 m, threshold 5, success ≥ 99 %, p99 ≤ 500 ms).
 
-use std::{
-    fmt::Write as _,
-    time::Duration,
-};
+use std::{fmt::Write as _, time::Duration};
 
 use gateway::{
     config::rollout::OnFailure,
@@ -220,7 +217,7 @@ fn simulate(traffic: Traffic, base: f64, rate: f64, fault: Fault, seed: u64) -> 
     };
     let recorder = Recorder::default();
     let mut position = Position { phase: Phase::Running, step: Some(0) };
-    let mut trial = Trial::begin(Duration::ZERO, None);
+    let mut trial = Trial::begin(Duration::ZERO, None, false);
     let mut flagger =
         Flagger { requests: 0, failures: 0, latencies: Histogram::default(), failed: 0, step: 0, end: End::Neither };
     let mut run = Run { end: End::Neither, requests: 0, time: LONGEST, failed: 0, flagger: End::Neither };
@@ -233,7 +230,9 @@ fn simulate(traffic: Traffic, base: f64, rate: f64, fault: Fault, seed: u64) -> 
             left -= 1.0;
             let user = world.user();
             let key = user.wrapping_mul(0xD6E8_FEB8_6659_FD93) ^ seed;
-            let bucket = u16::try_from((key ^ (key >> 32)).wrapping_mul(0xFF51_AFD7_ED55_8CCD) >> 32 & 0xFFFF).unwrap_or(0) % 10_000;
+            let bucket = u16::try_from((key ^ (key >> 32)).wrapping_mul(0xFF51_AFD7_ED55_8CCD) >> 32 & 0xFFFF)
+                .unwrap_or(0)
+                % 10_000;
             // Who draws this number is the service's in both worlds, as far as the share of each goes.
             let share = position.share(&STEPS);
             let ours = usize::from(bucket < share && run.end == End::Neither);
@@ -255,7 +254,11 @@ fn simulate(traffic: Traffic, base: f64, rate: f64, fault: Fault, seed: u64) -> 
             if run.end == End::Neither {
                 let how = outcome(ours == 1);
                 recorder.record(ours, key, now, how, took(ours == 1));
-                if traffic == Traffic::Bursts && how == Outcome::Failed && world.repeats.1 == 0 && world.random.chance(0.02) {
+                if traffic == Traffic::Bursts
+                    && how == Outcome::Failed
+                    && world.repeats.1 == 0
+                    && world.random.chance(0.02)
+                {
                     world.repeats = (user, 100);
                 }
                 run.requests += ours as u64;
@@ -278,7 +281,7 @@ fn simulate(traffic: Traffic, base: f64, rate: f64, fault: Fault, seed: u64) -> 
         if let Some(next) = position.after(&verdict, &STEPS, true, OnFailure::Rollback) {
             debug_assert!(!matches!(verdict, Verdict::Hold(_)), "nothing moves without proof");
             position = next;
-            trial = Trial::begin(now, Some(&trial));
+            trial = Trial::begin(now, Some(&trial), position.share(&STEPS) == 10_000);
             recorder.restart();
             run.end = match position.phase {
                 Phase::RolledBack => End::RolledBack,
@@ -317,7 +320,10 @@ fn median(mut values: Vec<u64>, at: f64) -> String {
 pub(crate) fn run(count: u64, seed: u64) -> String {
     let mut out = String::new();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let _ = writeln!(out, "| {count} healthy rollouts | rolled back | complete | still held after an hour | Flagger's rule rolls back |\n|---|---|---|---|---|");
+    let _ = writeln!(
+        out,
+        "| {count} healthy rollouts | rolled back | complete | still held after an hour | Flagger's rule rolls back |\n|---|---|---|---|---|"
+    );
     let mut total = Vec::new();
     for traffic in [Traffic::Independent, Traffic::Users, Traffic::Bursts, Traffic::Drift] {
         let runs = all(count / 4, threads, |n| {
@@ -336,12 +342,18 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
         );
         total.extend(runs);
     }
-    let _ = writeln!(out, "| all | {} | {} | {} | {} |\n",
+    let _ = writeln!(
+        out,
+        "| all | {} | {} | {} | {} |\n",
         share(&total, |run| run.end == End::RolledBack),
         share(&total, |run| run.end == End::Complete),
         share(&total, |run| run.end == End::Neither),
-        share(&total, |run| run.flagger == End::RolledBack));
-    let _ = writeln!(out, "| the service is worse by | rolled back | complete | its requests until then: median, 95 % | seconds: median | Flagger's rule: rolled back | complete |\n|---|---|---|---|---|---|---|");
+        share(&total, |run| run.flagger == End::RolledBack)
+    );
+    let _ = writeln!(
+        out,
+        "| the service is worse by | rolled back | complete | its requests until then: median, 95 % | seconds: median | Flagger's rule: rolled back | complete |\n|---|---|---|---|---|---|---|"
+    );
     let points = |points: f64| Fault { errors: points / 100.0, ..HEALTHY };
     let client = |points: f64| Fault { client_errors: points / 100.0, ..HEALTHY };
     let slower = |slower: f64| Fault { slower, ..HEALTHY };
@@ -357,7 +369,8 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
         ("p99 × 2", slower(2.0)),
     ];
     for (name, fault) in faults {
-        let runs = all(count / 50, threads, |n| simulate(Traffic::Independent, 0.005, 200.0, fault, seed ^ (n + 7) << 21));
+        let runs =
+            all(count / 50, threads, |n| simulate(Traffic::Independent, 0.005, 200.0, fault, seed ^ (n + 7) << 21));
         let back = |run: &&Run| run.end == End::RolledBack;
         let requests = || runs.iter().filter(back).map(|run| run.requests).collect::<Vec<_>>();
         let times = runs.iter().filter(back).map(|run| run.time.as_secs()).collect::<Vec<_>>();

@@ -93,7 +93,11 @@ impl Leg {
             may_repeat: !context.overridden.get(),
             idle: context.route().limits.idle,
             random: Cell::new(if several { context.worker.random() } else { 0 }),
-            hash: if known.balance == Balance::RingHash { hash().unwrap_or_else(|| context.worker.random()) } else { 0 },
+            hash: if known.balance == Balance::RingHash {
+                hash().unwrap_or_else(|| context.worker.random())
+            } else {
+                0
+            },
             tried: RefCell::default(),
             // The clock is dear: what had nothing to wait for begins when it came.
             begun: Cell::new(if lane == Lane::Direct && context.upload.is_empty() {

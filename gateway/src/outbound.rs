@@ -76,7 +76,8 @@ impl Outbound {
             let open = self.open(request).await?;
             let (parts, body) = open.response.into_parts();
             let body = Limited::new(body, most).collect().await;
-            let body = body.map_err(|error| format!("the answer broke off, or is larger than {most} bytes: {error}"))?;
+            let body =
+                body.map_err(|error| format!("the answer broke off, or is larger than {most} bytes: {error}"))?;
             Ok(Response::from_parts(parts, body.to_bytes()))
         };
         tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))

@@ -67,6 +67,7 @@ pub(super) fn status(control: &Control) -> Value {
             json!({"resources": resources, "bytes": bytes, "redis": redis})
         }),
         "verifiers": snapshot.verifiers.iter().map(|verifier| json!({"name": *verifier.name, "keys": verifier.count(), "failures": verifier.failures()})).collect::<Vec<_>>(),
+        "recording": control.store.recorder().is_some(),
         "state": {"folder": control.store.state.display().to_string(), "error": control.rollouts.trouble()},
         "routes": routes(control),
     })
@@ -143,7 +144,10 @@ pub(super) fn shadow(snapshot: &Snapshot, name: &str) -> Response<Bytes> {
         }
         None => problem(
             StatusCode::NOT_FOUND,
-            &format!("route `{}` sends no copies; write `stage: shadow`, or `shadow:` beside its `canary:`", route.name),
+            &format!(
+                "route `{}` sends no copies; write `stage: shadow`, or `shadow:` beside its `canary:`",
+                route.name
+            ),
         ),
     }
 }
@@ -438,7 +442,9 @@ pub(super) fn record(control: &Control, query: &str) -> Result<mpsc::Receiver<By
                 Err(_) => return Err(wrong(format!("not a header's name: `{value}`"))),
             },
             "query" => recorder.query.push(value),
-            _ => return Err(wrong(format!("unknown parameter: `{name}`; known: `percent`, `route`, `header`, `query`"))),
+            _ => {
+                return Err(wrong(format!("unknown parameter: `{name}`; known: `percent`, `route`, `header`, `query`")));
+            }
         }
     }
     match control.store.record(recorder) {

@@ -50,8 +50,8 @@ fn describe(status: &Value) -> String {
     if let Some(trouble) = status["state"]["error"].as_str() {
         out.push_str(&format!("the journal cannot be written: {trouble}\n"));
     }
-    let header =
-        ["route", "stage", "share", "requests", "5xx", "p99 ms", "requests", "5xx", "p99 ms", "parity"].map(str::to_owned);
+    let header = ["route", "stage", "share", "requests", "5xx", "p99 ms", "requests", "5xx", "p99 ms", "parity"]
+        .map(str::to_owned);
     let mut rows = vec![["", "", "", "legacy", "", "", "service", "", "", ""].map(str::to_owned), header];
     let mut notes = Vec::new();
     for route in status["routes"].as_array().into_iter().flatten() {

@@ -84,7 +84,8 @@ impl Record {
                 let Ok(Some(frame)) = tokio::time::timeout_at(end, open.response.frame()).await else { break };
                 line.extend_from_slice(&frame?.into_data().unwrap_or_default());
                 // A line may come in pieces, and several at a time.
-                while let Some(length) = line.iter().position(|byte| *byte == b'\n').filter(|_| written < self.requests) {
+                while let Some(length) = line.iter().position(|byte| *byte == b'\n').filter(|_| written < self.requests)
+                {
                     size += length as u64 + 1;
                     if size > most {
                         return Ok(written);
@@ -147,7 +148,8 @@ impl Replay {
         Outbound::new(base).map_err(|why| anyhow!("`{base}`: {why}"))?;
         let mut fields = Vec::new();
         for text in &self.headers {
-            let (name, value) = text.split_once(':').ok_or_else(|| anyhow!("not a header: `{text}`; write `name: value`"))?;
+            let (name, value) =
+                text.split_once(':').ok_or_else(|| anyhow!("not a header: `{text}`; write `name: value`"))?;
             fields.push((name.trim().parse::<HeaderName>()?, value.trim().parse::<HeaderValue>()?));
         }
         let file = File::open(&self.file).with_context(|| format!("cannot read `{}`", self.file.display()))?;
@@ -161,7 +163,8 @@ impl Replay {
                 }
                 let wrong = |why: String| anyhow!("{}:{}: {why}", self.file.display(), n + 1);
                 let recorded: Recorded = serde_json::from_slice(&line).map_err(|error| wrong(error.to_string()))?;
-                let method: Method = recorded.method.parse().map_err(|_| wrong(format!("not a method: `{}`", recorded.method)))?;
+                let method: Method =
+                    recorded.method.parse().map_err(|_| wrong(format!("not a method: `{}`", recorded.method)))?;
                 // Whatever a file says: nothing is ever done twice.
                 if !method.is_safe() {
                     skipped += 1;
@@ -230,7 +233,8 @@ impl Replay {
         for (name, value) in fields {
             request.headers_mut().insert(name, value.clone());
         }
-        let (parts, body) = server.send(request, self.timeout.0.max(Duration::from_millis(1)), ANSWER).await?.into_parts();
+        let (parts, body) =
+            server.send(request, self.timeout.0.max(Duration::from_millis(1)), ANSWER).await?.into_parts();
         Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body: Some(body) })
     }
 }

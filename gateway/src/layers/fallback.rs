@@ -27,10 +27,7 @@ use crate::{
     resilience::{bulkhead::Lane, learned::Learned, millis},
     snapshot::Fallback as Policy,
     telemetry::metrics::{Arm, FALLBACKS},
-    upstream::{
-        outcome::Outcome,
-        upload::Home,
-    },
+    upstream::{outcome::Outcome, upload::Home},
 };
 
 /// The layer.
@@ -148,7 +145,8 @@ where
         }
         return answer;
     }
-    let result = inner.call(Leg::new(context, service, Lane::Direct, !policy.on(FallbackOn::Unavailable), chunked)).await;
+    let result =
+        inner.call(Leg::new(context, service, Lane::Direct, !policy.on(FallbackOn::Unavailable), chunked)).await;
     let Some(reason) = reason(context, policy, &result) else {
         if absences
             && let Ok(response) = &result

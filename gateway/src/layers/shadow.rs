@@ -224,8 +224,9 @@ impl Original {
 fn watch(response: Response, original: Original, context: &Exchange) -> Response {
     let status = response.status();
     // An answer to a part or to a condition is not the whole; a tunnel is none.
-    let moot = matches!(status, StatusCode::NOT_MODIFIED | StatusCode::PARTIAL_CONTENT | StatusCode::PRECONDITION_FAILED)
-        || matches!(response.body(), ResponseBody::Tunnel(_));
+    let moot =
+        matches!(status, StatusCode::NOT_MODIFIED | StatusCode::PARTIAL_CONTENT | StatusCode::PRECONDITION_FAILED)
+            || matches!(response.body(), ResponseBody::Tunnel(_));
     let stream = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| {
         kind.as_bytes().get(..17).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"))
     });
@@ -269,7 +270,8 @@ fn leave(original: Original, control: Answer, held: Rc<RefCell<Taken>>, context:
     }
     let Some(waiting) = shadow.wait() else { return };
     let copy = |arm: Arm, upstream: usize| {
-        let mut http = http::Request::new(sent.as_ref().map_or_else(RequestBody::empty, |sent| RequestBody::whole(sent)));
+        let mut http =
+            http::Request::new(sent.as_ref().map_or_else(RequestBody::empty, |sent| RequestBody::whole(sent)));
         *http.method_mut() = method.clone();
         *http.uri_mut() = uri.clone();
         *http.headers_mut() = headers.clone();
@@ -277,7 +279,15 @@ fn leave(original: Original, control: Answer, held: Rc<RefCell<Taken>>, context:
             http.headers_mut().insert(header::CONTENT_LENGTH, sent.len().into());
         }
         if let Some(values) = &route.cohort {
-            http.headers_mut().insert(fields::COHORT, values.header[arm as usize].clone());
+            let said = &values.baggage[Arm::Legacy as usize];
+            let others: Vec<_> =
+                headers.get_all(fields::BAGGAGE).iter().filter(|value| *value != said).cloned().collect();
+            let told = http.headers_mut();
+            told.insert(fields::COHORT, values.header[arm as usize].clone());
+            told.insert(fields::BAGGAGE, values.baggage[arm as usize].clone());
+            for other in others {
+                told.append(fields::BAGGAGE, other);
+            }
         }
         let again = context.copy(&http, arm, upstream);
         let chunked = again.park(http);

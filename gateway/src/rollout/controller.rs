@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     config::{Stage, rollout::RolloutConfig, values::Share},
+    routing::cohort::BUCKETS,
     snapshot::{Route, Snapshot, Store},
 };
 
@@ -108,7 +109,7 @@ impl Rollouts {
             trouble: Mutex::default(),
         });
         let (journal, records) = store.take_journal();
-        let controller = Controller {
+        let mut controller = Controller {
             shared: this.clone(),
             folder: store.state.clone(),
             store,
@@ -121,6 +122,8 @@ impl Rollouts {
             begun: Instant::now(),
             questions: 0,
         };
+        // How everything stands is known before anybody asks.
+        controller.look();
         std::thread::Builder::new().name("rollouts".to_owned()).spawn(move || controller.run(&received))?;
         Ok((this, told))
     }
@@ -292,7 +295,10 @@ impl Controller {
     fn fail(&self, why: &str) {
         let mut trouble = lock(&self.shared.trouble);
         if trouble.as_deref() != Some(why) {
-            tracing::error!(why, "the journal cannot be written: no rollout advances, and what is put back by hand will not outlive the process");
+            tracing::error!(
+                why,
+                "the journal cannot be written: no rollout advances, and what is put back by hand will not outlive the process"
+            );
         }
         *trouble = Some(why.to_owned());
     }
@@ -342,7 +348,8 @@ impl Controller {
             let Some(mut running) = self.running.remove(&route.name) else { continue };
             let seen = running.ramp.recorder.drain();
             if route.overlay.hold.is_held() {
-                running.verdict = Verdict::Hold(vec!["it was put back by hand; `gateway resume` follows the file again".to_owned()]);
+                running.verdict =
+                    Verdict::Hold(vec!["it was put back by hand; `gateway resume` follows the file again".to_owned()]);
             } else {
                 running.trial.take(now, &seen);
                 self.judge(route, &mut running, now);
@@ -383,9 +390,10 @@ impl Controller {
             }
             let steps: Vec<u16> = config.steps.iter().map(|step| step.0).collect();
             let record = self.records.get(&*route.name).cloned().unwrap_or_default();
-            let known = record.rollout.clone().filter(|known| {
-                known.fingerprint == ramp.fingerprint && !self.seen.contains(&route.name)
-            });
+            let known = record
+                .rollout
+                .clone()
+                .filter(|known| known.fingerprint == ramp.fingerprint && !self.seen.contains(&route.name));
             self.seen.insert(route.name.clone());
             let (position, since, why) = match known {
                 Some(known) => (known.position, known.since, known.why),
@@ -396,9 +404,9 @@ impl Controller {
             };
             let running = Running {
                 ramp: ramp.clone(),
-                steps,
                 position,
-                trial: Trial::begin(self.now(), None),
+                trial: Trial::begin(self.now(), None, position.share(&steps) == BUCKETS),
+                steps,
                 compared: compared(route),
                 verdict: Verdict::Hold(Vec::new()),
                 gates: Vec::new(),
@@ -425,11 +433,8 @@ impl Controller {
     fn judge(&mut self, route: &Route, running: &mut Running, now: Duration) {
         let terms = terms(&running.config, route);
         let compared = running.compared(route);
-        running.verdict = if running.position.step.is_none() {
-            Verdict::Pass
-        } else {
-            running.trial.verdict(&terms, compared, now)
-        };
+        running.verdict =
+            if running.position.step.is_none() { Verdict::Pass } else { running.trial.verdict(&terms, compared, now) };
         running.gates.clear();
         if running.verdict == Verdict::Pass
             && running.position.phase == Phase::Running
@@ -438,7 +443,8 @@ impl Controller {
             self.gates(route, running, next, compared, &terms);
         }
         let open = running.gates.is_empty();
-        let Some(next) = running.position.after(&running.verdict, &running.steps, open, running.config.on_failure) else {
+        let Some(next) = running.position.after(&running.verdict, &running.steps, open, running.config.on_failure)
+        else {
             return;
         };
         let why = match (&running.verdict, next.phase) {
@@ -466,7 +472,9 @@ impl Controller {
             let differing = bounds::share(compared.differing as f64, compared.all as f64, terms.alpha).high;
             if 1.0 - differing < f64::from(parity.0) / 10_000.0 {
                 let Compared { all, differing } = compared;
-                running.gates.push(format!("parity: {differing} of {all} compared answers differ, and {parity} is not shown yet"));
+                running.gates.push(format!(
+                    "parity: {differing} of {all} compared answers differ, and {parity} is not shown yet"
+                ));
             }
         }
         if gates.manual.contains(&share) {
@@ -515,7 +523,9 @@ impl Controller {
         why: &str,
     ) -> Result<Done, String> {
         let share = |position: Position| Share(position.share(&running.steps)).to_string();
-        let (from, to) = (share(running.position), share(next));
+        // Put back by hand, it was the monolith's whatever its position says.
+        let from = if route.overlay.is_back() { Share(0).to_string() } else { share(running.position) };
+        let to = share(next);
         let evidence = serde_json::to_value(running.trial.evidence(running.compared(route))).unwrap_or_default();
         let entry = entry(&route.name, action, who, why, Some(from), Some(to), evidence);
         let (before, since, reason) = (running.position, running.since, running.why.clone());
@@ -533,7 +543,7 @@ impl Controller {
             }
         };
         if next.step != before.step || next.phase == Phase::RolledBack || before.phase == Phase::Frozen {
-            running.trial = Trial::begin(self.now(), Some(&running.trial));
+            running.trial = Trial::begin(self.now(), Some(&running.trial), next.share(&running.steps) == BUCKETS);
             running.ramp.recorder.restart();
         }
         running.asked = Asked::NotYet;

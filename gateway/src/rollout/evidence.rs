@@ -6,10 +6,7 @@
 
 use std::{
     fmt,
-    sync::atomic::{
-        AtomicU32, AtomicU64,
-        Ordering::Relaxed,
-    },
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 

@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
@@ -137,7 +139,8 @@ impl Journal {
             Err(failure @ Failure::InUse(_)) => Err(failure),
             Err(failure) => {
                 let aside = path.with_extension(format!("broken-{}", jiff::Timestamp::now().as_second()));
-                let moved = std::fs::rename(&path, &aside).map_or_else(|error| error.to_string(), |()| aside.display().to_string());
+                let moved = std::fs::rename(&path, &aside)
+                    .map_or_else(|error| error.to_string(), |()| aside.display().to_string());
                 tracing::error!(%failure, %moved, "the journal cannot be read: rollouts start at 0 %, routes put back by hand run as the file says");
                 Ok(None)
             }

@@ -22,8 +22,7 @@ pub fn bucket(duration: Duration) -> usize {
 /// Where a bucket begins.
 pub fn begin(bucket: usize) -> Duration {
     let index = bucket as u64;
-    let micros =
-        if index < PARTS { index } else { (PARTS + index % PARTS) << (index / PARTS - 1) };
+    let micros = if index < PARTS { index } else { (PARTS + index % PARTS) << (index / PARTS - 1) };
     Duration::from_micros(micros)
 }
 

@@ -1,6 +1,7 @@
 //! Rollouts: evidence, verdict, steps, and what is written down of them.
 
 pub mod bounds;
+pub mod controller;
 pub mod evidence;
 pub mod journal;
 pub mod latency;
@@ -9,4 +10,3 @@ pub mod race;
 pub mod steps;
 pub mod verdict;
 pub mod webhook;
-pub mod controller;

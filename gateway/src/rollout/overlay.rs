@@ -4,10 +4,7 @@ use std::{
     hash::{Hash, Hasher},
     sync::{
         Arc,
-        atomic::{
-            AtomicBool, AtomicU16,
-            Ordering::Relaxed,
-        },
+        atomic::{AtomicBool, AtomicU16, Ordering::Relaxed},
     },
 };
 
@@ -84,10 +81,8 @@ impl Overlay {
 /// What a route says that a rollout hangs on, in one number: its stage, its canary, its rollout and the two that are compared.
 pub fn fingerprint(route: &RouteConfig) -> u64 {
     let mut hasher = twox_hash::XxHash3_64::with_seed(0);
-    let said = format!(
-        "{:?} {:?} {:?} {:?} {:?}",
-        route.stage, route.canary, route.rollout, route.upstream, route.baseline
-    );
+    let said =
+        format!("{:?} {:?} {:?} {:?} {:?}", route.stage, route.canary, route.rollout, route.upstream, route.baseline);
     said.hash(&mut hasher);
     hasher.finish()
 }

@@ -19,8 +19,9 @@ pub const CLASSES: usize = 4;
 
 /// The odds that are bet on. The first keeps the money.
 const ODDS: [f64; 7] = [1.0, 1.25, 1.6, 2.5, 5.0, 20.0, 200.0];
-/// The part of the capital that moves between the bets at a moment in which something happened.
-const MOVES: f64 = 0.01;
+/// At the n-th moment in which something happened `1 / (n + MOVES)` of the capital moves between the bets: all of that together costs
+/// little, however long it lasts.
+const MOVES: f64 = 50.0;
 /// What one moment can win, as a logarithm.
 const MOMENT: f64 = 1.0;
 
@@ -38,6 +39,8 @@ pub struct Moment {
 pub struct Race {
     /// How it is spread over the bets.
     spread: [f64; ODDS.len()],
+    /// Moments in which something happened.
+    moments: f64,
     /// The logarithm of all of it.
     capital: f64,
     /// The most that it ever was.
@@ -48,7 +51,7 @@ impl Default for Race {
     fn default() -> Self {
         #[allow(clippy::cast_precision_loss, reason = "seven")]
         let even = 1.0 / ODDS.len() as f64;
-        Self { spread: [even; ODDS.len()], capital: 0.0, most: 0.0 }
+        Self { spread: [even; ODDS.len()], moments: 0.0, capital: 0.0, most: 0.0 }
     }
 }
 
@@ -76,10 +79,12 @@ impl Race {
         let sum: f64 = parts.iter().sum();
         self.capital += (sum.ln() + best).min(MOMENT);
         self.most = self.most.max(self.capital);
+        let moves = 1.0 / (self.moments + MOVES);
+        self.moments += 1.0;
         #[allow(clippy::cast_precision_loss, reason = "seven")]
-        let even = MOVES / ODDS.len() as f64;
+        let even = moves / ODDS.len() as f64;
         for (part, new) in self.spread.iter_mut().zip(parts) {
-            *part = (1.0 - MOVES) * new / sum + even;
+            *part = (1.0 - moves) * new / sum + even;
         }
     }
 
@@ -112,7 +117,7 @@ mod tests {
                 race.run(&moment([250.0 * (1.0 - share), 250.0 * share], [0, (250.0 * share).ceil() as u32]));
                 race.is_lost(0.0005)
             });
-            assert!(moments.is_some_and(|moments| moments <= 6), "{share}: {moments:?}");
+            assert!(moments.is_some_and(|moments| moments <= 9), "{share}: {moments:?}");
         }
     }
 
@@ -127,17 +132,17 @@ mod tests {
             race.run(&moment([750.0, 250.0], [3, 250]));
             race.is_lost(0.0005)
         });
-        assert!(moments.is_some_and(|moments| moments <= 12), "{moments:?}");
+        assert!(moments.is_some_and(|moments| moments <= 30), "{moments:?}");
     }
 
     #[test]
     fn one_key_wins_less_than_several() {
         let after = |events: [u32; CLASSES]| {
             let mut race = Race::default();
-            race.run(&Moment { requests: [99.0, 1.0], events: [[0; CLASSES], events] });
+            race.run(&Moment { requests: [50.0, 50.0], events: [[0; CLASSES], events] });
             race.capital
         };
-        let (one, two) = (after([1, 1, 1, 1]), after([2, 0, 0, 0]));
+        let (one, two) = (after([1, 1, 0, 0]), after([2, 0, 0, 0]));
         assert!(one < two, "{one} {two}");
     }
 

@@ -78,8 +78,10 @@ pub struct Trial {
     pending: Arms<Seen>,
     pending_since: Option<Duration>,
     totals: Arms<Totals>,
-    /// What the monolith did when it was last asked, for a step that leaves it nothing.
-    reference: Option<Totals>,
+    /// Whether the step leaves the monolith nothing: requests of before may still come in.
+    alone: bool,
+    /// What the monolith did when it was last asked, for such a step.
+    reference: Totals,
 }
 
 /// An arm's numbers.
@@ -160,13 +162,10 @@ fn millis(duration: Duration) -> f64 {
 }
 
 impl Trial {
-    /// A step that begins now. What the monolith did before is what a step is judged by that leaves it nothing.
-    pub fn begin(now: Duration, before: Option<&Self>) -> Self {
-        let reference = before.and_then(|before| {
-            let [monolith, _] = &before.totals;
-            if monolith.counted > 0 { Some(monolith.clone()) } else { before.reference.clone() }
-        });
-        Self { since: now, reference, ..Self::default() }
+    /// A step that begins now. `alone` where it leaves the monolith nothing: then what the monolith did before is what it is judged by.
+    pub fn begin(now: Duration, before: Option<&Self>, alone: bool) -> Self {
+        let reference = before.map(|before| before.measured()[0].clone()).unwrap_or_default();
+        Self { since: now, alone, reference, ..Self::default() }
     }
 
     /// Takes in what was seen since the last look.
@@ -186,6 +185,9 @@ impl Trial {
                 pending.errors[class] += seen.errors[class];
                 pending.client_errors[class] += seen.client_errors[class];
             }
+        }
+        if self.alone {
+            return;
         }
         let since = *self.pending_since.get_or_insert(now);
         // Whether a moment is over depends on requests alone, never on how they went.
@@ -210,11 +212,8 @@ impl Trial {
         if let Some(limit) = terms.mismatches {
             #[allow(clippy::cast_precision_loss, reason = "a few")]
             // These count over the whole rollout.
-            let bound = bounds::share(
-                float(compared.differing),
-                float(compared.all),
-                terms.alpha / terms.gates() as f64,
-            );
+            let bound =
+                bounds::share(float(compared.differing), float(compared.all), terms.alpha / terms.gates() as f64);
             let told = || {
                 format!("{}% of {} compared answers differ", percent(compared.differing, compared.all), compared.all)
             };
@@ -258,11 +257,7 @@ impl Trial {
     /// The monolith as it is compared with, and the service.
     fn measured(&self) -> Arms<&Totals> {
         let [monolith, service] = &self.totals;
-        [self.reference.as_ref().filter(|_| monolith.counted == 0).unwrap_or(monolith), service]
-    }
-
-    fn has_control(&self) -> bool {
-        self.totals[0].counted > 0
+        [if self.alone { &self.reference } else { monolith }, service]
     }
 
     fn fails(&self, race: &Race, hits: fn(&Totals) -> u64, alpha: f64) -> bool {
@@ -272,19 +267,17 @@ impl Trial {
         let [monolith, service] = self.measured();
         let known = bounds::share(float(hits(service)), float(service.counted), alpha).low;
         let reference = if monolith.counted == 0 { 0.0 } else { float(hits(monolith)) / float(monolith.counted) };
-        !self.has_control() && known > reference + WITHOUT_CONTROL
+        self.alone && known > reference + WITHOUT_CONTROL
     }
 
     /// The most that the service's share may lie above the monolith's.
     fn worst_case(&self, hits: fn(&Totals) -> u64, alpha: f64) -> f64 {
         let [monolith, service] = self.measured();
         let most = bounds::share(float(hits(service)), float(service.counted), alpha).high;
-        let least = if self.has_control() {
-            bounds::share(float(hits(monolith)), float(monolith.counted), alpha).low
-        } else if monolith.counted == 0 {
-            0.0
-        } else {
-            float(hits(monolith)) / float(monolith.counted)
+        let least = match (self.alone, monolith.counted) {
+            (false, _) => bounds::share(float(hits(monolith)), float(monolith.counted), alpha).low,
+            (true, 0) => 0.0,
+            (true, _) => float(hits(monolith)) / float(monolith.counted),
         };
         most - least
     }
@@ -292,7 +285,7 @@ impl Trial {
     /// What lacks, or how it fails.
     fn latency(&self, terms: &Terms, alpha: f64) -> Result<Option<String>, String> {
         let [monolith, service] = self.measured();
-        if monolith.counted == 0 && service.counted > 0 {
+        if self.alone && monolith.counted == 0 {
             // Nobody to compare with, now or before.
             return Ok(None);
         }
@@ -310,7 +303,7 @@ impl Trial {
         };
         if let (Some(least), Some(most)) = (service_least, most)
             && least > most + LATENCY_FAILS
-            && (self.has_control() || least > most * 2)
+            && (!self.alone || least > most * 2)
         {
             return Err(told());
         }
@@ -330,5 +323,107 @@ impl Trial {
             p99_ms: measured.map(|totals| totals.latencies.quantile(QUANTILE).map(millis)),
             compared: [compared.all, compared.differing],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TERMS: Terms = Terms {
+        alpha: 0.01,
+        steps: 5,
+        errors: 0.005,
+        client_errors: 0.01,
+        p99: 0.5,
+        mismatches: None,
+        every: Duration::from_secs(60),
+        min_requests: 500,
+    };
+    const NONE: Compared = Compared { all: 0, differing: 0 };
+
+    fn seen(all: u64, errors: u32, client_errors: u32, millis: u64) -> Seen {
+        let bucket = u16::try_from(super::super::latency::bucket(Duration::from_millis(millis))).unwrap();
+        let first = |count| [count, 0, 0, 0];
+        Seen {
+            all,
+            counted: all,
+            errors: first(errors),
+            client_errors: first(client_errors),
+            latencies: vec![(bucket, u32::try_from(all).unwrap())],
+        }
+    }
+
+    /// What a step says after so many quarters of a second of this, and when it said it.
+    fn run(terms: &Terms, looks: u64, alone: bool, seen: &Arms<Seen>) -> (u64, Verdict) {
+        let mut before = Trial::begin(Duration::ZERO, None, false);
+        before.take(Duration::ZERO, &[self::seen(5_000, 25, 0, 20), self::seen(5_000, 25, 0, 20)]);
+        let mut trial = Trial::begin(Duration::ZERO, Some(&before), alone);
+        let mut verdict = Verdict::Hold(Vec::new());
+        for look in 1..=looks {
+            let now = Duration::from_millis(250 * look);
+            trial.take(now, seen);
+            verdict = trial.verdict(terms, NONE, now);
+            if !matches!(verdict, Verdict::Hold(_)) {
+                return (look, verdict);
+            }
+        }
+        (looks, verdict)
+    }
+
+    #[test]
+    fn no_worse_passes_once_it_is_shown_and_the_time_is_over() {
+        let good = [seen(75, 0, 1, 20), seen(25, 0, 0, 20)];
+        assert_eq!(run(&TERMS, 1_000, false, &good), (240, Verdict::Pass));
+        let Verdict::Hold(lacks) = run(&TERMS, 30, false, &good).1 else { panic!() };
+        assert!(
+            lacks.iter().any(|lack| lack.contains("s of the step"))
+                && lacks.iter().any(|lack| lack.contains("failures"))
+        );
+    }
+
+    #[test]
+    fn worse_fails_in_whatever_it_is_worse() {
+        let fails = |service: Seen, word: &str| {
+            let (look, verdict) = run(&TERMS, 2_000, false, &[seen(75, 0, 1, 20), service]);
+            let Verdict::Fail(why) = verdict else { panic!("{word}: {verdict:?}") };
+            assert!(why.starts_with(word), "{why}");
+            look
+        };
+        assert!(fails(seen(25, 25, 0, 20), "failures") <= 12, "within three seconds");
+        assert!(fails(seen(25, 0, 25, 20), "4xx") <= 12);
+        fails(seen(25, 1, 0, 20), "failures");
+        fails(seen(25, 0, 0, 40), "p99");
+    }
+
+    #[test]
+    fn silence_holds_for_ever() {
+        for seen in [[seen(0, 0, 0, 20), seen(0, 0, 0, 20)], [seen(100, 1, 0, 20), seen(0, 0, 0, 20)]] {
+            assert!(matches!(run(&TERMS, 100_000, false, &seen).1, Verdict::Hold(_)));
+        }
+        // Nobody to compare with, though there could be.
+        assert!(matches!(run(&TERMS, 1_000, false, &[seen(0, 0, 0, 20), seen(100, 0, 0, 20)]).1, Verdict::Hold(_)));
+    }
+
+    /// Requests that the monolith still had when the last step began stood in for all that was known of it, and no last step ever passed.
+    #[test]
+    fn the_last_step_is_judged_by_what_the_monolith_did_before() {
+        let strays = |errors| [seen(1, 0, 0, 1), seen(100, errors, 0, 20)];
+        assert_eq!(run(&TERMS, 1_000, true, &strays(0)), (240, Verdict::Pass));
+        assert!(matches!(run(&TERMS, 1_000, true, &strays(20)).1, Verdict::Fail(_)));
+    }
+
+    #[test]
+    fn mismatches_are_held_against_a_limit() {
+        let terms = Terms { mismatches: Some(0.01), every: Duration::ZERO, ..TERMS };
+        let mut trial = Trial::begin(Duration::ZERO, None, false);
+        let verdict =
+            |trial: &Trial, all, differing| trial.verdict(&terms, Compared { all, differing }, Duration::ZERO);
+        assert!(
+            matches!(verdict(&trial, 1_000, 50), Verdict::Fail(why) if why.contains("1000 compared answers differ"))
+        );
+        trial.take(Duration::ZERO, &[seen(20_000, 0, 0, 20), seen(20_000, 0, 0, 20)]);
+        assert!(matches!(verdict(&trial, 0, 0), Verdict::Hold(_)));
+        assert_eq!(verdict(&trial, 10_000, 10), Verdict::Pass);
     }
 }

@@ -99,7 +99,8 @@ async fn post(webhook: &WebhookConfig, id: &str, body: &str) -> Result<(), Strin
     if let Some(key) = webhook.secret.as_deref().and_then(key) {
         request = request.header("webhook-signature", sign(&key, id, timestamp, body));
     }
-    let request = request.body(Full::new(Bytes::copy_from_slice(body.as_bytes()))).map_err(|error| error.to_string())?;
+    let request =
+        request.body(Full::new(Bytes::copy_from_slice(body.as_bytes()))).map_err(|error| error.to_string())?;
     let answer = server.send(request, webhook.timeout.0, ANSWER).await?;
     let status = answer.status();
     if status.is_success() { Ok(()) } else { Err(format!("status {}", status.as_u16())) }

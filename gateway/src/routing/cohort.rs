@@ -330,7 +330,9 @@ mod tests {
     fn raising_the_share_moves_only_new_sessions() {
         let mut cohort = Cohort::new("g", 1000, vec![KeySource::Sticky]);
         let fresh: Vec<Decision> = (0..1000_u64)
-            .map(|n| cohort.decide(cohort.share, &HeaderMap::new(), None, CLIENT, || n.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+            .map(|n| {
+                cohort.decide(cohort.share, &HeaderMap::new(), None, CLIENT, || n.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+            })
             .collect();
         let again = |cohort: &Cohort, first: &Decision| {
             let cookie = format!("{}={}", cohort.cookie, first.begin.unwrap().value());

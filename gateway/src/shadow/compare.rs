@@ -82,10 +82,7 @@ pub fn compare(rules: &Rules, control: &Answer, candidate: &Answer) -> BTreeMap<
         if a != b {
             // Content types are nobody's secret.
             let show = |text: &str| if *name == header::CONTENT_TYPE { shorten(text) } else { mask(text) };
-            found.insert(
-                format!("header {name}"),
-                Difference { control: show(&a), candidate: show(&b), order: false },
-            );
+            found.insert(format!("header {name}"), Difference { control: show(&a), candidate: show(&b), order: false });
         }
     }
     let (Some(a), Some(b)) = (text(control), text(candidate)) else { return found };
@@ -305,7 +302,8 @@ mod tests {
 
     #[test]
     fn order_matters_unless_it_does_not() {
-        let (a, b) = (json!({"l": [{"k": 1, "t": 1}, {"k": 2, "t": 2}]}), json!({"l": [{"k": 2, "t": 9}, {"k": 1, "t": 8}]}));
+        let (a, b) =
+            (json!({"l": [{"k": 1, "t": 1}, {"k": 2, "t": 2}]}), json!({"l": [{"k": 2, "t": 9}, {"k": 1, "t": 8}]}));
         let found = compare(&rules(&["/l/*/t"], &[], 0.0), &answer(&a), &answer(&b));
         assert!(found.len() == 1 && found["/l"].order, "{found:?}");
         assert_eq!(fields(&rules(&["/l/*/t"], &["/l"], 0.0), &a, &b), [""; 0]);
@@ -331,13 +329,19 @@ mod tests {
 
     #[test]
     fn examples_show_shapes_and_no_values() {
-        let found = compare(&rules(&[], &[], 0.0), &answer(&json!({"mail": "ann@example.com"})), &answer(&json!({"mail": 7})));
+        let found =
+            compare(&rules(&[], &[], 0.0), &answer(&json!({"mail": "ann@example.com"})), &answer(&json!({"mail": 7})));
         let Difference { control, candidate, .. } = &found["/mail"];
         assert_eq!((control.as_str(), candidate.as_str()), ("\"xxx@xxxxxxx.xxx\"", "9"));
     }
 
     fn tree() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::from), any::<i64>().prop_map(Value::from), "[a-c]{0,3}".prop_map(Value::from)];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[a-c]{0,3}".prop_map(Value::from)
+        ];
         leaf.prop_recursive(4, 32, 4, |inner| {
             prop_oneof![
                 proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),

@@ -213,7 +213,11 @@ impl Ledger {
         let always: Vec<&String> = fields
             .iter()
             .filter(|(name, field, _)| {
-                !self.learns && is_pointer(name) && field.order == 0 && self.compared >= 20 && field.raw * 10 >= self.compared * 9
+                !self.learns
+                    && is_pointer(name)
+                    && field.order == 0
+                    && self.compared >= 20
+                    && field.raw * 10 >= self.compared * 9
             })
             .map(|(name, ..)| *name)
             .collect();

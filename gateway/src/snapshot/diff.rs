@@ -303,7 +303,13 @@ fn target(route: &Route, snapshot: &Snapshot) -> String {
         (Stage::Gone, _) => "410".to_owned(),
         (_, Some(values)) if let Some(rollout) = &route.rollout => {
             let steps: Vec<String> = rollout.steps.iter().map(ToString::to_string).collect();
-            format!("{} for {} in steps of {}, else {}", service(), cohort(&values.cohort), steps.join(", "), name(route.baseline))
+            format!(
+                "{} for {} in steps of {}, else {}",
+                service(),
+                cohort(&values.cohort),
+                steps.join(", "),
+                name(route.baseline)
+            )
         }
         // Nobody is in it.
         (_, Some(values)) if values.cohort.share == 0 && values.cohort.always.is_empty() => name(route.baseline),

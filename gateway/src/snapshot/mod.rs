@@ -26,7 +26,12 @@ pub use self::{
 use crate::{
     auth::{Verifier, cors::Cors},
     cache::Cache,
-    config::{Stage, file::HostRewrite, policy::FallbackOn, rollout::{RolloutConfig, WebhookConfig}},
+    config::{
+        Stage,
+        file::HostRewrite,
+        policy::FallbackOn,
+        rollout::{RolloutConfig, WebhookConfig},
+    },
     fields::ClaimFields,
     resilience::{gcra::Limiter, learned::Learned},
     rollout::overlay::Overlay,
@@ -335,7 +340,9 @@ impl Route {
 
     /// The share as it runs.
     pub fn share(&self) -> Option<u16> {
-        self.cohort.as_ref().map(|values| if self.overlay.is_back() { 0 } else { self.overlay.share(values.cohort.share) })
+        self.cohort
+            .as_ref()
+            .map(|values| if self.overlay.is_back() { 0 } else { self.overlay.share(values.cohort.share) })
     }
 }
 

@@ -24,8 +24,14 @@ use crate::{
     auth::Verifier,
     cache::Cache,
     config::{
-        self, Report, RouteConfig, Stage, UpstreamConfig, auth::VerifierConfig, cache::CacheConfig, parse_jwks, policy::Per,
-        rollout::ShadowConfig, upstream::ConnectionsConfig, values::{OrNone, Span},
+        self, Report, RouteConfig, Stage, UpstreamConfig,
+        auth::VerifierConfig,
+        cache::CacheConfig,
+        parse_jwks,
+        policy::Per,
+        rollout::ShadowConfig,
+        upstream::ConnectionsConfig,
+        values::{OrNone, Span},
     },
     resilience::{
         gcra::{Limiter, Quota, Table},
@@ -379,7 +385,8 @@ impl Store {
         let mut registry = Registry::new(workers);
         let state = config.resolve(&config.file.state);
         // Before anything runs: what was put back stays put back.
-        let (journal, records) = Journal::resume(&state)?.map(|(journal, records)| (Some(journal), records)).unwrap_or_default();
+        let (journal, records) =
+            Journal::resume(&state)?.map(|(journal, records)| (Some(journal), records)).unwrap_or_default();
         registry.recorded.clone_from(&records);
         let snapshot =
             compile(&config, &mut registry, 1).map_err(|why| Report::of(path, why, "mend that and start again"))?;

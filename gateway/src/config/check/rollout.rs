@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use http::{Method, Uri, uri::PathAndQuery};
 
-use super::{
-    matching::header_name,
-    upstreams::parse_url,
-};
+use super::{matching::header_name, upstreams::parse_url};
 use crate::{
     config::{
         file::{RouteConfig, Stage},

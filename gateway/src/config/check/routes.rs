@@ -91,7 +91,11 @@ fn check_route(sources: &mut Sources, item: &Item<RouteConfig>, rule: Option<&Ru
         None if route.stage == Stage::Canary => sources.error(
             &at.down("stage"),
             "stage `canary` without a `canary:`".to_owned(),
-            if route.rollout.is_some() { "add `canary: {by: [sticky]}`" } else { "add `canary: {percent: 1%, by: [sticky]}`" },
+            if route.rollout.is_some() {
+                "add `canary: {by: [sticky]}`"
+            } else {
+                "add `canary: {percent: 1%, by: [sticky]}`"
+            },
         ),
         None => {}
         Some(canary) => check_canary(sources, &at.down("canary"), route, canary),

@@ -4,6 +4,8 @@
 //! requests, the rule of Flagger: every interval the service's success rate and p99 are held against fixed thresholds, and so many
 //! failed checks roll back (docs.flagger.app: interval 1 m, threshold 5, success ≥ 99 %, p99 ≤ 500 ms).
 
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "draws below a known number")]
+
 use std::{fmt::Write as _, time::Duration};
 
 use gateway::{
@@ -21,7 +23,7 @@ const STEPS: [u16; 4] = [500, 2_500, 5_000, 10_000];
 /// How often the gateway looks.
 const TICK: Duration = Duration::from_millis(250);
 /// A simulation ends then at the latest.
-const LONGEST: Duration = Duration::from_secs(3_600);
+const LONGEST: Duration = Duration::from_hours(1);
 
 /// `SplitMix64`.
 struct Random(u64);
@@ -212,7 +214,7 @@ fn simulate(traffic: Traffic, base: f64, rate: f64, fault: Fault, seed: u64) -> 
         client_errors: 0.01,
         p99: 0.5,
         mismatches: None,
-        every: Duration::from_secs(60),
+        every: Duration::from_mins(1),
         min_requests: 500,
     };
     let recorder = Recorder::default();

@@ -696,9 +696,8 @@ impl Exchange {
             (Some((kind, _)), None, _) if !kind.is_upstreams() && !kind.is_unavailable() => return,
             // Where the monolith does not have it either, the service was right.
             (_, Some((_, 2..)), status) if status >= 400 => outcome_of(status),
-            (Some(_), ..) | (_, Some(_), _) => Outcome::Failed,
             // Who leaves before the head has waited for it: as likely with either, if they are as fast.
-            (None, None, 0) => Outcome::Failed,
+            (Some(_), ..) | (_, Some(_), _) | (None, None, 0) => Outcome::Failed,
             (None, None, status) => outcome_of(status),
         };
         let now = self.started.duration_since(self.worker.born) + duration;

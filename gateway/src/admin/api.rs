@@ -443,7 +443,9 @@ pub(super) fn record(control: &Control, query: &str) -> Result<mpsc::Receiver<By
             },
             "query" => recorder.query.push(value),
             _ => {
-                return Err(wrong(format!("unknown parameter: `{name}`; known: `percent`, `route`, `header`, `query`")));
+                return Err(wrong(format!(
+                    "unknown parameter: `{name}`; known: `percent`, `route`, `header`, `query`"
+                )));
             }
         }
     }

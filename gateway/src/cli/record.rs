@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Collected, Full};
 use serde_json::json;
 
 use super::{
@@ -72,7 +72,7 @@ impl Record {
         let written = block(async {
             let mut open = self.remote.open(&path).await?;
             if !open.response.status().is_success() {
-                let body = open.response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                let body = open.response.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
                 let read: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
                 bail!("{}", read["detail"].as_str().unwrap_or("the gateway refused it"));
             }

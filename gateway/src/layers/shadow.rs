@@ -309,14 +309,17 @@ fn leave(original: Original, control: Answer, held: Rc<RefCell<Taken>>, context:
             }
         };
         let (candidate, second) = futures_util::future::join(ask(candidate, most), asked).await;
-        drop(place);
-        let found = match &candidate {
-            Ok(candidate) => compare(&shadow.rules, &control, candidate),
-            Err(error) => failed(&control, error),
-        };
-        let noise = second.and_then(Result::ok).map(|second| compare(&shadow.rules, &control, &second));
-        shadow.ledger().take(&request, found, noise);
-        drop((held, body));
+        // Not on the thread that serves clients: it may take a while.
+        let compared = tokio::task::spawn_blocking(move || {
+            let found = match &candidate {
+                Ok(candidate) => compare(&shadow.rules, &control, candidate),
+                Err(error) => failed(&control, error),
+            };
+            let noise = second.and_then(Result::ok).map(|second| compare(&shadow.rules, &control, &second));
+            shadow.ledger().take(&request, found, noise);
+        });
+        let _ = compared.await;
+        drop((place, held, body));
     });
 }
 

@@ -1,6 +1,6 @@
 //! Bounds that hold at every look at once: confidence sequences of a share and of a quantile.
 //!
-//! A share: Robbins' mixture of likelihood ratios against a Beta distribution (Robbins 1970; Howard, Ramdas, McAuliffe and
+//! A share: Robbins' mixture of likelihood ratios against a Beta distribution (Robbins 1970; Howard, Ramdas, `McAuliffe` and
 //! Sekhon, "Time-uniform, nonparametric, nonasymptotic confidence sequences", Ann. Statist. 49, 2021). A quantile: the number of
 //! values at or below the true quantile is a count with a known share, so the same mixture says which ranks it may have
 //! (Howard and Ramdas, "Sequential estimation of quantiles with applications to A/B testing and best-arm identification",

@@ -395,12 +395,11 @@ impl Controller {
                 .clone()
                 .filter(|known| known.fingerprint == ramp.fingerprint && !self.seen.contains(&route.name));
             self.seen.insert(route.name.clone());
-            let (position, since, why) = match known {
-                Some(known) => (known.position, known.since, known.why),
-                None => {
-                    let why = "a rollout that the journal does not know starts at 0%".to_owned();
-                    (Position::START, Timestamp::now(), why)
-                }
+            let (position, since, why) = if let Some(known) = known {
+                (known.position, known.since, known.why)
+            } else {
+                let why = "a rollout that the journal does not know starts at 0%".to_owned();
+                (Position::START, Timestamp::now(), why)
             };
             let running = Running {
                 ramp: ramp.clone(),

@@ -131,7 +131,7 @@ impl Recorder {
         let place = &self.places[(key % PLACES as u64) as usize];
         let mut read = Place::read(place.load(Relaxed));
         // Two workers may count the same key at once and one of them be forgotten: it has a little more than its share then.
-        let counted = read.count(self.step.load(Relaxed), now.as_secs() / WINDOW & 0xFF_FFFF, outcome);
+        let counted = read.count(self.step.load(Relaxed), (now.as_secs() / WINDOW) & 0xFF_FFFF, outcome);
         let Some((error, client_error)) = counted else { return };
         place.store(read.word(), Relaxed);
         counters.counted.fetch_add(1, Relaxed);

@@ -40,6 +40,9 @@ pub enum Failure {
     Broken(PathBuf, String),
 }
 
+/// What is known of each route, by name.
+pub type Records = HashMap<String, Record>;
+
 /// What is known of a route.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -122,7 +125,7 @@ impl Journal {
     }
 
     /// Opens the journal that is there, if one is; waits for an older process to let go of it. One that cannot be read is put aside.
-    pub fn resume(folder: &Path) -> Result<Option<(Self, HashMap<String, Record>)>, Failure> {
+    pub fn resume(folder: &Path) -> Result<Option<(Self, Records)>, Failure> {
         let path = folder.join(FILE);
         if !path.exists() {
             return Ok(None);
@@ -152,7 +155,7 @@ impl Journal {
     }
 
     /// What is known of each route.
-    fn records(&self) -> Result<HashMap<String, Record>, Failure> {
+    fn records(&self) -> Result<Records, Failure> {
         let read = || -> Result<_, redb::Error> {
             let transaction = self.database.begin_read()?;
             let table = match transaction.open_table(ROUTES) {

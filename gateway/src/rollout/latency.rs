@@ -95,7 +95,7 @@ mod tests {
             let duration = Duration::from_micros(micros);
             let index = bucket(duration);
             prop_assert!(begin(index) <= duration && duration < begin(index + 1));
-            let width = begin(index + 1) - begin(index);
+            let width = begin(index + 1).saturating_sub(begin(index));
             prop_assert!(width.as_micros() == 1 || width.as_secs_f64() / begin(index).as_secs_f64() <= 1.0 / 16.0);
         }
     }

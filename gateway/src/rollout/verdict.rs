@@ -136,7 +136,7 @@ const ENOUGH: u64 = 4;
 /// Or at least one of either, and this age.
 const LONG_MOMENT: Duration = Duration::from_secs(20);
 /// Or it is let go of.
-const LONGEST_MOMENT: Duration = Duration::from_secs(60);
+const LONGEST_MOMENT: Duration = Duration::from_mins(1);
 /// Slack where nothing of the monolith's is there to compare with.
 const WITHOUT_CONTROL: f64 = 0.05;
 /// Differences of the 99th percentile that are nobody's concern: proof of less is no failure.
@@ -337,7 +337,7 @@ mod tests {
         client_errors: 0.01,
         p99: 0.5,
         mismatches: None,
-        every: Duration::from_secs(60),
+        every: Duration::from_mins(1),
         min_requests: 500,
     };
     const NONE: Compared = Compared { all: 0, differing: 0 };

@@ -50,7 +50,6 @@ impl Pattern {
         for part in &self.parts {
             match (part, path.next()) {
                 (Part::Below, _) => return true,
-                (_, None) => return false,
                 (Part::Any, Some(_)) => {}
                 (Part::Name(name), Some(Step::Name(step))) if **name == **step => {}
                 (Part::Name(name), Some(Step::Index(index))) if name.parse() == Ok(*index) => {}

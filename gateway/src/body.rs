@@ -38,20 +38,47 @@ pub enum ResponseBody {
 
 /// A body of which a copy is taken while its client reads it.
 pub struct Watched {
-    /// The body.
-    pub inner: ResponseBody,
+    inner: ResponseBody,
     /// The copy.
-    pub taken: Rc<RefCell<Taken>>,
+    taken: Rc<RefCell<Taken>>,
+}
+
+impl ResponseBody {
+    /// Takes a copy of it while its client reads it.
+    pub fn watched(self, taken: &Rc<RefCell<Taken>>) -> Self {
+        if self.is_end_stream() {
+            taken.borrow_mut().end();
+        }
+        Self::Watched(Box::new(Watched { inner: self, taken: taken.clone() }))
+    }
+
+    /// Takes what is there of one that nobody wants; so an upstream's connection may serve another.
+    pub fn drain(self) {
+        match self {
+            Self::Upstream(body) => body.drain(),
+            Self::Watched(body) => body.inner.drain(),
+            Self::Empty | Self::Full(_) | Self::Filling(_) | Self::Tunnel(_) => {}
+        }
+    }
 }
 
 impl Watched {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
-        {
-            self.taken.borrow_mut().take(data);
+        let mut taken = self.taken.borrow_mut();
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    taken.take(data);
+                }
+                if frame.is_trailers() || self.inner.is_end_stream() {
+                    taken.end();
+                }
+            }
+            Poll::Ready(None) => taken.end(),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
+        drop(taken);
         polled
     }
 }

@@ -90,6 +90,7 @@ impl Leg {
             overrides: Overrides::default(),
             own_host: false,
             chunked,
+            copy: context.shadow.get(),
             may_repeat: !context.overridden.get(),
             idle: context.route().limits.idle,
             random: Cell::new(if several { context.worker.random() } else { 0 }),

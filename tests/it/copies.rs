@@ -71,6 +71,8 @@ async fn a_copy_is_marked_has_the_credentials_and_is_seen_by_nobody() {
     assert_eq!(send(gateway.address, "HEAD", "/orders/3", &[], "").await.status, 200);
     let told = compared(&gateway, 2).await;
     assert_eq!((told["matched"].as_u64(), told["parity_percent"].as_f64()), (Some(2), Some(100.0)));
+    assert_eq!(gateway.metric("gateway_shadow_copies_total{route=\"orders\",result=\"copied\"}").await, Some(2.0));
+    assert_eq!(gateway.metric("gateway_shadow_compared_total{route=\"orders\",result=\"matched\"}").await, Some(2.0));
     assert_eq!(orders.count(), 2, "{:?}", orders.received());
     // Copies are no requests: nothing counts them as such.
     let route = gateway.api("/api/routes/orders").await;
@@ -126,6 +128,7 @@ async fn a_defect_in_two_percent_of_answers_is_named_and_noise_is_not() {
     assert!((95.0..99.9).contains(&parity), "{parity}");
     println!("compared {}, asked twice {}, parity {parity} %", told["compared"], told["asked_twice"]);
     let example = &told["fields"][0]["examples"][0];
+    assert!(example["request"].as_str().unwrap().starts_with("GET, request id "), "{example}");
     assert_eq!((&example["control"], &example["candidate"]), (&json!("99"), &json!("99")), "examples are redacted");
 }
 
@@ -181,6 +184,57 @@ async fn writes_are_copied_with_their_bodies_only_where_that_is_accepted() {
     assert_eq!(send(gateway.address, "POST", "/orders", &[], &long).await.status, 200);
     until("it was counted", async || gateway.api("/api/shadow/orders").await["too_long"] == 1).await;
     assert_eq!((orders.count(), legacy.count()), (2, 3));
+}
+
+/// A monolith that answered before it had read all of an upload left half of a body behind, and the service was sent that half as a
+/// whole request.
+#[tokio::test(flavor = "multi_thread")]
+async fn half_a_body_is_never_sent_on() {
+    let answer = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno";
+    let (legacy, _) = Origin::start_early(answer).await;
+    let orders = Origin::named("orders").await;
+    let shadow = "routes:\n  - {name: orders, match: /orders/**, upstream: orders, stage: shadow, retry: none, shadow: {methods: [POST], side_effects: accepted}}\n";
+    let gateway =
+        Gateway::start(&yaml(&[("legacy", format!("http://{legacy}")), ("orders", orders.url())], shadow)).await;
+    // The rest of it never comes.
+    let half = "POST /orders HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\nhalf";
+    let got = tests::raw(gateway.address, half.as_bytes(), |got| got.ends_with("no")).await;
+    assert!(got.starts_with("HTTP/1.1 401"), "{got}");
+    until("it was left out", async || gateway.api("/api/shadow/orders").await["skipped"] == 1).await;
+    assert_eq!(orders.count(), 0);
+}
+
+/// Copies had the same places as clients: a few slow ones kept everybody else from a service that serves few at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_get_only_what_is_to_spare() {
+    let legacy = Origin::named("legacy").await;
+    let orders =
+        Origin::start(
+            |request| if request.field("x-gateway-shadow") == "1" { Reply::Hang } else { Reply::ok("orders") },
+        )
+        .await;
+    let route = "routes:\n  - {name: orders, match: /orders/**, upstream: orders, stage: shadow}\n  - {name: other, match: /other, upstream: orders, stage: retired}\n";
+    let gateway = Gateway::start(&format!(
+        "upstreams:\n  legacy: {{url: \"{}\"}}\n  orders: {{url: \"{}\", max_requests: 4}}\n{route}",
+        legacy.url(),
+        orders.url()
+    ))
+    .await;
+    for _ in 0..10 {
+        assert_eq!(get(gateway.address, "/orders/1").await.status, 200);
+    }
+    until("copies hang, the rest was dropped", async || {
+        let told = gateway.api("/api/shadow/orders").await;
+        told["dropped"].as_u64() == Some(8) && orders.count() == 2
+    })
+    .await;
+    assert_eq!(get(gateway.address, "/other").await.text(), "orders");
+    let told = gateway.api("/api/shadow/orders").await;
+    assert_eq!(
+        (told["compared"].as_u64(), told["failed"].as_u64()),
+        (Some(0), Some(0)),
+        "what was refused here is not held against the service"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

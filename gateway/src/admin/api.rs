@@ -424,14 +424,23 @@ pub(super) async fn purge(snapshot: &Snapshot, body: &Bytes) -> Response<Bytes> 
     }
 }
 
+/// How long one may take.
+const RECORDING: std::time::Duration = std::time::Duration::from_hours(1);
 /// Lines of a recording that wait for their reader.
-const LINES: usize = 256;
+const LINES: usize = 64;
 
 /// Begins a recording; what it brings.
 pub(super) fn record(control: &Control, query: &str) -> Result<mpsc::Receiver<Bytes>, Response<Bytes>> {
     let wrong = |text: String| problem(StatusCode::BAD_REQUEST, &text);
     let (lines, receiver) = mpsc::channel(LINES);
-    let mut recorder = Recorder { share: 100, route: None, headers: Vec::new(), query: Vec::new(), lines };
+    let mut recorder = Recorder {
+        share: 100,
+        route: None,
+        headers: Vec::new(),
+        query: Vec::new(),
+        until: tokio::time::Instant::now() + RECORDING,
+        lines,
+    };
     for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
         let value = percent_decode(value);
         match name {

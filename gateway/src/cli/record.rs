@@ -24,7 +24,7 @@ use crate::{
     config::values::{Share, Span},
     outbound::Outbound,
     shadow::{
-        compare::{Answer, Difference, Rules, compare},
+        compare::{Answer, Body, Compared, Difference, Rules, compare},
         ledger::{FAILED, Ledger},
         pointer::Pattern,
         record::Recorded,
@@ -175,7 +175,8 @@ impl Replay {
                     Ok(candidate) => compare(&rules, &control, &candidate),
                     Err(candidate) => {
                         let control = control.status.to_string();
-                        BTreeMap::from([(FAILED.to_owned(), Difference { control, candidate, order: false })])
+                        let difference = Difference { control, candidate, order: false };
+                        Compared { found: BTreeMap::from([(FAILED.to_owned(), difference)]), partial: false }
                     }
                 };
                 let path = recorded.target.split('?').next().unwrap_or_default();
@@ -235,7 +236,7 @@ impl Replay {
         }
         let (parts, body) =
             server.send(request, self.timeout.0.max(Duration::from_millis(1)), ANSWER).await?.into_parts();
-        Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body: Some(body) })
+        Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body: Body::Whole(body) })
     }
 }
 

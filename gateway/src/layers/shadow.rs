@@ -9,11 +9,12 @@ use std::{cell::RefCell, collections::BTreeMap, future::poll_fn, pin::pin, rc::R
 use futures_util::future::Either;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use http_body::Body as _;
+use tokio::time::Instant;
 use tower::Service;
 
 use super::{Later, always_ready, rewrite::Translate, send::Send};
 use crate::{
-    body::{ResponseBody, Watched},
+    body::ResponseBody,
     config::Stage,
     context::{Context, Exchange, Leg, Request, Response},
     error::{Error, Kind},
@@ -21,12 +22,12 @@ use crate::{
     resilience::bulkhead::Lane,
     shadow::{
         Shadow, Skip, Taken,
-        compare::{Answer, Difference, compare},
+        compare::{Answer, Body, Compared, Difference, compare},
         ledger::FAILED,
         record::{self, Recorded, Recorder},
     },
     telemetry::metrics::Arm,
-    upstream::upload::{RequestBody, within},
+    upstream::upload::{Home, RequestBody, within},
 };
 
 /// The layer.
@@ -100,6 +101,7 @@ fn is_wanted(shadow: &Shadow, request: &Request) -> bool {
     context.arm.get() == Arm::Legacy
         && matches!(context.route().stage, Stage::Shadow | Stage::Canary)
         && shadow.wants(&context.method, key)
+        && !context.route().overlay.hold.is_held()
         && context.literal.get().is_none_or(|literal| shadow.wants(&context.method, literal))
         // Nobody knows what it does.
         && !context.overridden.get()
@@ -129,6 +131,12 @@ impl Recording {
         {
             return None;
         }
+        // The door may have taken the token, which a replay could not bring then.
+        let personal = context.authorized.get() || context.claims.get().is_some();
+        let hidden = personal && !http.headers().contains_key(header::AUTHORIZATION);
+        if hidden || recorder.lines.capacity() == 0 {
+            return None;
+        }
         let headers = recorder.admit(http.method(), http.uri().query(), http.headers())?;
         let recorded = Recorded {
             at: jiff::Timestamp::now(),
@@ -154,8 +162,9 @@ impl Recording {
         let (status, headers) = (response.status(), response.headers().clone());
         let answer = taken.clone();
         then(context, move |context| {
+            let body = answer.borrow_mut().whole();
             if context.complete.get()
-                && let Some(body) = answer.borrow_mut().whole()
+                && let Body::Whole(body) = body
             {
                 recorded.status = status.as_u16();
                 recorded.answered(&headers, &body);
@@ -165,7 +174,7 @@ impl Recording {
                 let _ = recorder.lines.try_send(line.into());
             }
         });
-        response.map(|inner| ResponseBody::Watched(Box::new(Watched { inner, taken })))
+        response.map(|body| body.watched(&taken))
     }
 }
 
@@ -239,15 +248,15 @@ fn watch(response: Response, original: Original, context: &Exchange) -> Response
     let headers = response.headers().clone();
     let answer = taken.clone();
     then(context, move |context| {
-        if !context.complete.get() {
-            original.shadow.skip(Skip::Moot);
-            return;
-        }
         let body = answer.borrow_mut().whole();
+        // Of what was not sent to its end, or read to its end, a copy would be something else; nobody knows what the rest was.
+        if !context.complete.get() || !context.upload.is_done() || body == Body::Unknown {
+            return original.shadow.skip(Skip::Moot);
+        }
         let control = Answer { status: status.as_u16(), headers, body };
         leave(original, control, answer, context);
     });
-    response.map(|inner| ResponseBody::Watched(Box::new(Watched { inner, taken })))
+    response.map(|body| body.watched(&taken))
 }
 
 /// How long a copy may take where the route has no limit.
@@ -256,18 +265,18 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// Sends a copy on its way, if there is room for it.
 fn leave(original: Original, control: Answer, held: Rc<RefCell<Taken>>, context: &Exchange) {
     let Original { shadow, method, uri, headers, body } = original;
-    let sent = match body.as_ref().map(|body| body.borrow_mut().whole()) {
+    let sent = match body.as_ref().map(|body| {
+        let mut body = body.borrow_mut();
+        body.end();
+        body.whole()
+    }) {
         None => None,
-        Some(Some(sent)) => Some(sent),
-        Some(None) => return shadow.skip(Skip::TooLong),
+        Some(Body::Whole(sent)) => Some(sent),
+        Some(Body::TooLong) => return shadow.skip(Skip::TooLong),
+        Some(Body::Unknown) => return shadow.skip(Skip::Busy),
     };
     let route = context.route();
     let Some(service) = route.service else { return };
-    let upstream = &context.snapshot().upstreams[service];
-    // Who is left alone is not asked by copies either.
-    if upstream.breaker.as_ref().is_some_and(|breaker| !breaker.is_closed()) {
-        return shadow.skip(Skip::Busy);
-    }
     let Some(waiting) = shadow.wait() else { return };
     let copy = |arm: Arm, upstream: usize| {
         let mut http =
@@ -291,16 +300,24 @@ fn leave(original: Original, control: Answer, held: Rc<RefCell<Taken>>, context:
         }
         let again = context.copy(&http, arm, upstream);
         let chunked = again.park(http);
-        Leg::new(&again, upstream, Lane::Last, true, chunked)
+        Sending { home: again.home.get().cloned(), leg: Some(Leg::new(&again, upstream, Lane::Last, true, chunked)) }
     };
     let candidate = copy(Arm::Service, service);
     // Both at the same time, so that what changes with time changes for both.
     let twice = shadow.noise > 0 && method.is_safe() && context.worker.random() % 10_000 < u64::from(shadow.noise);
     let second = twice.then(|| copy(Arm::Legacy, route.baseline));
-    let request = format!("{method} {}", uri.path());
+    // Its line in the access log says the rest: a path may name somebody.
+    let id = context.request_id.get().and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let request = format!("{method}, request id {id}");
+    let comparing = context.worker.store.comparing.clone();
+    let begun = Instant::now();
     tokio::task::spawn_local(async move {
         let Ok(place) = shadow.places.clone().acquire_owned().await else { return };
         drop(waiting);
+        // What is old would be compared with what was true then, and credentials expire.
+        if begun.elapsed() > OLDEST || is_left_alone(&candidate) || second.as_ref().is_some_and(is_left_alone) {
+            return shadow.skip(Skip::Busy);
+        }
         let most = shadow.max_body;
         let asked = async {
             match second {
@@ -309,6 +326,11 @@ fn leave(original: Original, control: Answer, held: Rc<RefCell<Taken>>, context:
             }
         };
         let (candidate, second) = futures_util::future::join(ask(candidate, most), asked).await;
+        // Refused here, not there.
+        if candidate.as_ref().is_err_and(|error| !error.kind.is_upstreams()) {
+            return shadow.skip(Skip::Busy);
+        }
+        let Ok(turn) = comparing.acquire_owned().await else { return };
         // Not on the thread that serves clients: it may take a while.
         let compared = tokio::task::spawn_blocking(move || {
             let found = match &candidate {
@@ -319,24 +341,50 @@ fn leave(original: Original, control: Answer, held: Rc<RefCell<Taken>>, context:
             shadow.ledger().take(&request, found, noise);
         });
         let _ = compared.await;
-        drop((place, held, body));
+        drop((turn, place, held, body));
     });
 }
 
+/// How old a request may be before its copy leaves.
+const OLDEST: Duration = Duration::from_secs(5);
+
+/// Whether its upstream is left alone by clients' requests, or its route was put back by hand: then copies leave it alone, too.
+fn is_left_alone(sending: &Sending) -> bool {
+    let Some(leg) = &sending.leg else { return true };
+    let breaker = leg.upstream().breaker.as_ref();
+    breaker.is_some_and(|breaker| !breaker.is_closed()) || leg.context.route().overlay.hold.is_held()
+}
+
 /// One side without an answer is a difference whatever else is ignored.
-fn failed(control: &Answer, error: &Error) -> BTreeMap<String, Difference> {
+fn failed(control: &Answer, error: &Error) -> Compared {
     let difference =
         Difference { control: control.status.to_string(), candidate: error.kind.word().to_owned(), order: false };
-    BTreeMap::from([(FAILED.to_owned(), difference)])
+    Compared { found: BTreeMap::from([(FAILED.to_owned(), difference)]), partial: false }
+}
+
+/// A copy on its way. Its body is let go of with it, wherever it is then.
+struct Sending {
+    leg: Option<Leg>,
+    home: Option<Rc<Home>>,
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if let Some(home) = &self.home {
+            home.close();
+        }
+    }
 }
 
 /// Asks one system for a copy's sake.
-async fn ask(leg: Leg, most: usize) -> Result<Answer, Error> {
+async fn ask(mut sending: Sending, most: usize) -> Result<Answer, Error> {
+    let Some(leg) = sending.leg.take() else { return Err(Error::new(Kind::Internal)) };
+    leg.way.begun.set(Instant::now());
     let context: Context = leg.context.clone();
     let limits = context.route().limits;
     let timer = context.worker.timer.clone();
     let limit = Some(limits.request.unwrap_or(LONGEST));
-    let started = tokio::time::Instant::now();
+    let started = Instant::now();
     let answered = Translate::new(Send).call(leg);
     let (idle, kind) = (limits.idle, Kind::RequestTimeout);
     let response = within(&timer, &context.upload, limit, idle, kind, started, answered).await?;
@@ -348,13 +396,14 @@ async fn ask(leg: Leg, most: usize) -> Result<Answer, Error> {
         while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
             if let Ok(data) = frame?.into_data() {
                 taken.take(&data);
-                if taken.is_over() {
-                    break;
+                if taken.is_full() {
+                    return Ok(());
                 }
             }
         }
+        taken.end();
         Ok(())
     };
-    within(&timer, &context.upload, limit, idle, kind, tokio::time::Instant::now(), read).await?;
+    within(&timer, &context.upload, limit, idle, kind, Instant::now(), read).await?;
     Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body: taken.whole() })
 }

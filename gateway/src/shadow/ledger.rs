@@ -5,12 +5,12 @@
 //! lacks is added: a least count, and a confidence interval of the difference that lies above zero (Newcombe, "Interval
 //! estimation for the difference between independent proportions", Statist. Med. 17, 1998, method 10, one-sided 99 %).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::compare::Difference;
+use super::compare::{Compared, Difference};
 
 /// Fields of one route that are told apart.
 const FIELDS: usize = 200;
@@ -83,22 +83,18 @@ impl Ledger {
     }
 
     /// Takes in a pair: what differs, and what differed between the monolith's own answers if it was asked twice.
-    pub fn take(
-        &mut self,
-        request: &str,
-        found: BTreeMap<String, Difference>,
-        noise: Option<BTreeMap<String, Difference>>,
-    ) {
+    pub fn take(&mut self, request: &str, Compared { found, partial }: Compared, noise: Option<Compared>) {
         self.compared += 1;
         if let Some(noise) = noise {
             self.twice += 1;
-            for field in noise.into_keys() {
+            for field in noise.found.into_keys() {
                 if let Some(field) = self.field(field) {
                     field.noise += 1;
                 }
             }
         }
-        let mut judged = Judgement::Noise;
+        // What was not looked at as a whole is not known to match.
+        let mut judged = if partial { Judgement::Undecided } else { Judgement::Noise };
         for (name, Difference { control, candidate, order }) in found {
             if name == FAILED {
                 self.failed += 1;
@@ -255,9 +251,9 @@ fn wilson(hits: u64, count: u64) -> (f64, f64) {
 mod tests {
     use super::*;
 
-    fn found(fields: &[&str]) -> BTreeMap<String, Difference> {
+    fn found(fields: &[&str]) -> Compared {
         let one = || Difference { control: "9".to_owned(), candidate: "x".to_owned(), order: false };
-        fields.iter().map(|field| ((*field).to_owned(), one())).collect()
+        Compared { found: fields.iter().map(|field| ((*field).to_owned(), one())).collect(), partial: false }
     }
 
     fn judgement(ledger: &Ledger, field: &str) -> Judgement {

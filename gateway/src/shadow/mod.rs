@@ -16,12 +16,15 @@ use std::{
     },
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http::{HeaderName, Method};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use self::{compare::Rules, ledger::Ledger};
+use self::{
+    compare::{Body, Rules},
+    ledger::Ledger,
+};
 use crate::{
     config::rollout::ShadowConfig,
     rollout::verdict::Compared,
@@ -176,6 +179,10 @@ pub struct Taken {
     most: usize,
     /// Whether it was more than that.
     over: bool,
+    /// Whether all together had too much already.
+    starved: bool,
+    /// Whether that was all.
+    ended: bool,
     /// What all of them hold.
     held: Arc<AtomicI64>,
 }
@@ -183,36 +190,45 @@ pub struct Taken {
 impl Taken {
     /// Takes no more than so many bytes, of those that all copies may have together.
     pub fn new(most: usize, held: Arc<AtomicI64>) -> Self {
-        Self { data: BytesMut::new(), size: 0, most, over: false, held }
+        Self { data: BytesMut::new(), size: 0, most, over: false, starved: false, ended: false, held }
     }
 
     /// Takes what goes by.
     pub fn take(&mut self, data: &[u8]) {
-        if self.over || data.is_empty() {
+        if self.over || self.starved || data.is_empty() {
             return;
         }
         let more = i64::try_from(data.len()).unwrap_or(i64::MAX);
-        let fits = self.data.len() + data.len() <= self.most;
-        if fits && self.held.fetch_add(more, Relaxed) + more <= MEMORY {
+        if self.data.len() + data.len() > self.most {
+            self.over = true;
+        } else if self.held.fetch_add(more, Relaxed) + more > MEMORY {
+            self.held.fetch_sub(more, Relaxed);
+            self.starved = true;
+        } else {
             self.data.extend_from_slice(data);
             self.size += more;
             return;
         }
-        if fits {
-            self.held.fetch_sub(more, Relaxed);
-        }
         self.release();
-        self.over = true;
     }
 
-    /// All of it, once; nothing where it was too much. What it holds is given back when this is dropped.
-    pub fn whole(&mut self) -> Option<Bytes> {
-        (!self.over).then(|| self.data.split().freeze())
+    /// That was all.
+    pub fn end(&mut self) {
+        self.ended = true;
     }
 
-    /// Whether it was more than may be kept.
-    pub fn is_over(&self) -> bool {
-        self.over
+    /// All of it, once. What it holds is given back when this is dropped.
+    pub fn whole(&mut self) -> Body {
+        match (self.starved || !(self.ended || self.over), self.over) {
+            (true, _) => Body::Unknown,
+            (_, true) => Body::TooLong,
+            _ => Body::Whole(self.data.split().freeze()),
+        }
+    }
+
+    /// Whether no more of it is wanted.
+    pub fn is_full(&self) -> bool {
+        self.over || self.starved
     }
 
     fn release(&mut self) {

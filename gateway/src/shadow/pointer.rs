@@ -76,13 +76,23 @@ fn unescape(text: &str) -> Option<String> {
     Some(out)
 }
 
-/// The pointer to a place; `*` for each index, so that all elements of an array are one field.
+/// Whether a member's name is one, and not an id, an address or a text: those are many, and somebody's.
+fn is_name(name: &str) -> bool {
+    let digits = name.bytes().filter(u8::is_ascii_digit).count();
+    (1..=40).contains(&name.len())
+        && digits <= 4
+        && digits * 2 <= name.len()
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.$:~/ ".contains(&byte))
+}
+
+/// The pointer to a place; `*` for each index, so that all elements of an array are one field, and for members whose names are none.
 pub fn write(path: &[Step<'_>]) -> String {
     let mut out = String::new();
     for step in path {
         out.push('/');
         match step {
             Step::Index(_) => out.push('*'),
+            Step::Name(name) if !is_name(name) => out.push('*'),
             Step::Name(name) => out.push_str(&name.replace('~', "~0").replace('/', "~1")),
         }
     }

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::compare::Answer;
+use super::compare::{Answer, Body};
 
 /// The request fields that are kept in any case.
 const REQUEST: [HeaderName; 3] = [header::ACCEPT, header::ACCEPT_LANGUAGE, header::HOST];
@@ -25,6 +25,8 @@ const RESPONSE: [HeaderName; 7] = [
     header::LAST_MODIFIED,
     header::VARY,
 ];
+/// `x-api-key`
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// What is kept of a body.
 pub const BODY: usize = 256 * 1024;
 
@@ -39,6 +41,8 @@ pub struct Recorder {
     pub headers: Vec<HeaderName>,
     /// Query parameters that may be kept; `*` for all.
     pub query: Vec<String>,
+    /// Until when.
+    pub until: tokio::time::Instant,
     /// Where lines go; what finds no room is left out.
     pub lines: mpsc::Sender<Bytes>,
 }
@@ -85,7 +89,7 @@ impl Recorder {
         if !all && !query.unwrap_or_default().split('&').all(named) {
             return None;
         }
-        let secret = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION];
+        let secret = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION, API_KEY];
         if secret.iter().any(|name| headers.contains_key(name) && !self.headers.contains(name)) {
             return None;
         }
@@ -117,9 +121,9 @@ impl Recorded {
             headers.insert(name, value);
         }
         let body = match (&self.text, &self.base64) {
-            (Some(text), _) => Some(Bytes::copy_from_slice(text.as_bytes())),
-            (None, Some(encoded)) => Some(STANDARD.decode(encoded).map_err(|error| error.to_string())?.into()),
-            (None, None) => None,
+            (Some(text), _) => Body::Whole(Bytes::copy_from_slice(text.as_bytes())),
+            (None, Some(encoded)) => Body::Whole(STANDARD.decode(encoded).map_err(|error| error.to_string())?.into()),
+            (None, None) => Body::Unknown,
         };
         Ok(Answer { status: self.status, headers, body })
     }
@@ -135,6 +139,7 @@ mod tests {
             route: None,
             headers: headers.to_vec(),
             query: query.iter().map(|name| (*name).to_owned()).collect(),
+            until: tokio::time::Instant::now(),
             lines: mpsc::channel(1).0,
         }
     }

@@ -17,7 +17,10 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use thiserror::Error;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 
 use super::{Route, Snapshot, compile};
 use crate::{
@@ -353,6 +356,8 @@ pub struct Store {
     /// Snapshots that a request or a tunnel may still hold.
     retired: Mutex<Vec<Arc<Snapshot>>>,
     status: Mutex<Status>,
+    /// Turns of comparing answers, which takes memory.
+    pub comparing: Arc<Semaphore>,
     /// Whether anything is recorded, and what.
     recording: AtomicBool,
     recorder: ArcSwapOption<Recorder>,
@@ -369,6 +374,9 @@ impl fmt::Debug for Store {
         f.debug_struct("Store").field("path", &self.path).finish_non_exhaustive()
     }
 }
+
+/// Pairs of answers that are compared at a time.
+const COMPARING: usize = 2;
 
 /// What a reload that failed without a line of the file to blame has to say.
 const KEPT: &str = "what ran before goes on running";
@@ -414,6 +422,7 @@ impl Store {
             registry: Mutex::new(registry),
             retired: Mutex::default(),
             status: Mutex::new(status),
+            comparing: Arc::new(Semaphore::new(COMPARING)),
             recording: AtomicBool::new(false),
             recorder: ArcSwapOption::empty(),
             process,
@@ -432,9 +441,12 @@ impl Store {
         if !self.recording.load(Ordering::Relaxed) {
             return None;
         }
-        let recorder = self.recorder.load_full().filter(|recorder| !recorder.lines.is_closed());
+        let recorder =
+            self.recorder.load_full().filter(|recorder| !recorder.lines.is_closed() && Instant::now() < recorder.until);
         if recorder.is_none() {
             self.recording.store(false, Ordering::Relaxed);
+            // Whoever reads it is told by its end.
+            self.recorder.store(None);
         }
         recorder
     }
@@ -555,6 +567,26 @@ impl Source for Store {
     fn routes(&self, visit: &mut dyn FnMut(&str, &RouteStats)) {
         for Route { name, stats, .. } in &self.current.load().routes {
             visit(name, stats);
+        }
+    }
+
+    fn shares(&self, visit: &mut dyn FnMut(&str, f64)) {
+        for route in &self.current.load().routes {
+            if let Some(share) = route.share() {
+                visit(&route.name, f64::from(share) / 10_000.0);
+            }
+        }
+    }
+
+    fn copies(&self, visit: &mut dyn FnMut(&str, &[(&str, u64)], &[(&str, u64)])) {
+        for route in &self.current.load().routes {
+            let Some(shadow) = &route.shadow else { continue };
+            let [matched, mismatched, undecided] = {
+                let ledger = shadow.ledger();
+                [ledger.matched, ledger.mismatched, ledger.compared - ledger.matched - ledger.mismatched]
+            };
+            let compared = [("matched", matched), ("mismatched", mismatched), ("undecided", undecided)];
+            visit(&route.name, &shadow.counts(), &compared);
         }
     }
 

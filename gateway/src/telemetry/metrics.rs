@@ -268,6 +268,10 @@ pub struct ProcessStats {
 pub trait Source: Send + Sync + 'static {
     /// Calls back for each route.
     fn routes(&self, visit: &mut dyn FnMut(&str, &RouteStats));
+    /// Calls back for each canary, with the share that runs.
+    fn shares(&self, visit: &mut dyn FnMut(&str, f64));
+    /// Calls back for each route that sends copies: what became of them, and how answers compare.
+    fn copies(&self, visit: &mut dyn FnMut(&str, &[(&str, u64)], &[(&str, u64)]));
     /// Calls back for each upstream.
     fn upstreams(&self, visit: &mut dyn FnMut(&str, &UpstreamStats, UpstreamNow));
     /// The process's own.
@@ -349,6 +353,7 @@ impl Collector for All {
         }
         result?;
         self.encode_rare(&mut encoder)?;
+        self.encode_evidence(&mut encoder)?;
         self.encode_upstreams(&mut encoder)?;
         self.encode_process(&mut encoder)
     }
@@ -399,6 +404,34 @@ impl All {
             })?;
         }
         Ok(())
+    }
+
+    /// Shares of canaries, and copies.
+    fn encode_evidence(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut result = Ok(());
+        {
+            let help = "The share of a canary that runs, from 0 to 1";
+            let mut metric = encoder.encode_descriptor("route_share", help, None, MetricType::Gauge)?;
+            self.0.shares(&mut |route, share| {
+                if result.is_ok() {
+                    result = metric.encode_family(&[("route", route)]).and_then(|mut m| m.encode_gauge(&share));
+                }
+            });
+        }
+        for (name, help, second) in [
+            ("shadow_copies", "Requests that were to be copied, by what became of the copy", false),
+            ("shadow_compared", "Answers that were compared", true),
+        ] {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            self.0.copies(&mut |route, copies, compared| {
+                for (word, count) in if second { compared } else { copies } {
+                    if result.is_ok() {
+                        result = counter(&mut metric, &[("route", route), ("result", word)], *count);
+                    }
+                }
+            });
+        }
+        result
     }
 
     fn each_route(&self, mut visit: impl FnMut(&str, &RouteStats) -> fmt::Result) -> fmt::Result {
@@ -530,6 +563,8 @@ mod tests {
     struct One(RouteStats, UpstreamStats, ProcessStats);
 
     impl Source for One {
+        fn shares(&self, _: &mut dyn FnMut(&str, f64)) {}
+        fn copies(&self, _: &mut dyn FnMut(&str, &[(&str, u64)], &[(&str, u64)])) {}
         fn routes(&self, visit: &mut dyn FnMut(&str, &RouteStats)) {
             visit("a \"quoted\" name", &self.0);
         }

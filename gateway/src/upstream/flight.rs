@@ -25,6 +25,11 @@ struct Flying {
 }
 
 impl Flight {
+    /// One of which nobody learns.
+    pub(super) fn untold() -> Self {
+        Self(None)
+    }
+
     pub(super) fn begin(
         upstream: &Arc<Upstream>,
         endpoint: &Arc<Endpoint>,

@@ -111,6 +111,9 @@ impl Pool {
             },
             _ => None,
         };
+        if way.copy && !self.has_spare() {
+            return Err(self.shed(Kind::ConnectionLimit, "copies get only what is to spare"));
+        }
         let (permit, departed) = match self.try_enter() {
             Some(permit) => (permit, way.begun.get()),
             None => (Box::pin(meanwhile(&mut body, self.enter(way.lane))).await?, Instant::now()),
@@ -121,7 +124,8 @@ impl Pool {
             Err(None) => Box::pin(self.find(way)).await?,
             Err(Some(error)) => return Err(error),
         };
-        let flight = Flight::begin(&self.upstream, &endpoint, &upload, departed);
+        let flight =
+            if way.copy { Flight::untold() } else { Flight::begin(&self.upstream, &endpoint, &upload, departed) };
         let mut outbox = Outbox::default();
         if way.own_host && way.overrides.host.is_none() {
             let overrides = Overrides { host: Some(endpoint.authority.clone()), ..way.overrides.clone() };
@@ -208,6 +212,15 @@ impl Pool {
         let _ = tokio::time::timeout(upstream.connections.connect_timeout, upstream.is_found()).await;
         let none = || Error::upstream(Kind::Dns, &upstream.name, false, "its name has no address");
         self.pick(way, Instant::now()).map_err(|error| error.unwrap_or_else(none))
+    }
+
+    /// Whether half of all places are free, so that a copy keeps nobody waiting.
+    fn has_spare(&self) -> bool {
+        let upstream = &self.upstream;
+        let (inside, waiting) = upstream.bulkhead.occupancy();
+        waiting == 0
+            && upstream.max_requests.is_none_or(|max| inside * 2 < u64::from(max))
+            && self.permits.available_permits() * 2 > upstream.connections.max.min(Semaphore::MAX_PERMITS)
     }
 
     /// A place, if there is one at once.

@@ -24,6 +24,8 @@ pub struct Way {
     pub own_host: bool,
     /// Whether its body goes in chunks.
     pub chunked: bool,
+    /// Whether it is a copy, which keeps places from nobody and of which nobody learns.
+    pub copy: bool,
     /// Whether its method means what it says.
     pub may_repeat: bool,
     /// The longest pause of an upload that outlives its response.

@@ -250,11 +250,7 @@ where
             && filling.may_replace(stored, now)
         {
             match result {
-                Ok(response) => {
-                    if let ResponseBody::Upstream(body) = response.into_body() {
-                        body.drain();
-                    }
-                }
+                Ok(response) => response.into_body().drain(),
                 // Whoever looks at the log sees why.
                 Err(error) => {
                     context.count_limit(error.kind);

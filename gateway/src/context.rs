@@ -426,6 +426,8 @@ pub struct Exchange {
     pub target: OnceCell<PathAndQuery>,
     /// What the cache did for it, where the route has one.
     pub cache: Cell<Option<Served>>,
+    /// Whether who was asked failed, and what is kept stood in.
+    pub let_down: Cell<bool>,
     /// Whether it counts as one of the requests in flight.
     pub admitted: Cell<bool>,
     /// The index of its route.
@@ -520,6 +522,7 @@ impl Exchange {
             cookies: Cell::new(false),
             target: OnceCell::new(),
             cache: Cell::new(None),
+            let_down: Cell::new(false),
             admitted: Cell::new(false),
             route: Cell::new(local.snapshot.unrouted()),
             arm: Cell::new(Arm::Gateway),
@@ -547,6 +550,7 @@ impl Exchange {
             this.decide(self.arm.get(), self.why.get(), upstream);
             this.decided.set(self.decided.get());
         }
+        this.cohort_key.set(self.cohort_key.get());
         Rc::new(this)
     }
 
@@ -689,10 +693,12 @@ impl Exchange {
     fn testify(&self, recorder: &Recorder, key: u64, duration: Duration) {
         let decided = self.decided.get();
         // What the gateway has answered itself says nothing of either.
-        if self.arm.get() == Arm::Gateway || decided == Arm::Gateway {
+        let let_down = self.let_down.get();
+        if (self.arm.get() == Arm::Gateway && !let_down) || decided == Arm::Gateway {
             return;
         }
         let outcome = match (&*self.failure.borrow(), self.fallback.get(), self.status.get()) {
+            _ if let_down => Outcome::Failed,
             // Neither was at fault.
             (Some((kind, _)), None, _) if !kind.is_upstreams() && !kind.is_unavailable() => return,
             // Where the monolith does not have it either, the service was right.

@@ -348,6 +348,9 @@ async fn gates_hold_a_step_and_webhooks_are_told_until_they_listen() {
     let users = Users::start(&gateway, 8, Duration::ZERO);
     until("it waits for a person", async || rollout(&gateway).await["gates"].to_string().contains("a person")).await;
     assert_eq!(rollout(&gateway).await["share"], "20%");
+    // Who has seen another share wants another step.
+    let late = wish(&gateway, "promote", r#"{"from": "10%"}"#).await;
+    assert!(late.status == 409 && late.text().contains("is at 20% by now"), "{}", late.text());
     let (code, told, _) = run(&["promote", "orders", "--admin", &gateway.admin.to_string(), "--who", "bea"]).await;
     assert!(code == 0 && told.contains("promote  20% → 60%  by bea"), "{told}");
     phase(&gateway, "complete").await;
@@ -387,6 +390,28 @@ async fn without_a_journal_nothing_advances_and_a_rollback_works_all_the_same() 
         done.text()
     );
     assert_eq!(get(gateway.address, "/other").await.field("x-served-by"), "legacy");
+}
+
+/// What took effect while the disk was full is written down once it is not: a restart after that does not undo it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_journaled_is_once_it_can() {
+    let (legacy, orders) = (Origin::named("legacy").await, Origin::named("orders").await);
+    let route = "routes:\n  - {name: orders, match: /orders/**, upstream: orders, stage: migrated}\n";
+    let folder = folder();
+    let path = folder.path().join("routes.yaml");
+    std::fs::write(&path, Gateway::whole(&yaml(&[("legacy", legacy.url()), ("orders", orders.url())], route))).unwrap();
+    let gateway = Gateway::start_on(&path, &[]).await;
+    // A file is where the folder should be.
+    std::fs::write(folder.path().join("state"), "").unwrap();
+    let done = wish(&gateway, "rollback", r#"{"who": "ann"}"#).await;
+    assert!(done.json()["warning"].as_str().unwrap().contains("will not outlive"), "{}", done.text());
+    assert_eq!(get(gateway.address, "/orders/1").await.field("x-served-by"), "legacy");
+    std::fs::remove_file(folder.path().join("state")).unwrap();
+    until("it is written down", async || !history(&gateway).await.is_empty()).await;
+    assert!(gateway.api("/api/status").await["state"]["error"].is_null());
+    drop(gateway);
+    let gateway = Gateway::start_on(&path, &[]).await;
+    assert_eq!(get(gateway.address, "/orders/1").await.field("x-served-by"), "legacy");
 }
 
 #[tokio::test(flavor = "multi_thread")]

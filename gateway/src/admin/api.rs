@@ -157,7 +157,7 @@ pub(super) fn wish(path: &str) -> Option<(&str, Wish)> {
     let (name, word) = path.strip_prefix("/api/routes/")?.rsplit_once('/')?;
     let wish = match word {
         "rollback" => Wish::Rollback { force: false },
-        "promote" => Wish::Promote,
+        "promote" => Wish::Promote { from: None },
         "resume" => Wish::Resume,
         _ => return None,
     };
@@ -171,6 +171,8 @@ struct Signed {
     who: String,
     why: String,
     force: bool,
+    /// The share that a promotion begins at.
+    from: Option<Share>,
 }
 
 /// What a person says about themselves, at most.
@@ -178,7 +180,7 @@ const SAID: usize = 500;
 
 pub(super) async fn grant(control: &Control, name: &str, wish: Wish, body: &Bytes) -> Response<Bytes> {
     let signed = if body.trim_ascii().is_empty() { Ok(Signed::default()) } else { serde_json::from_slice(body) };
-    let Signed { who, why, force } = match signed {
+    let Signed { who, why, force, from } = match signed {
         Ok(signed) => signed,
         Err(error) => {
             let help = "send {\"who\": \"name\", \"why\": \"reason\"}, or nothing";
@@ -189,7 +191,11 @@ pub(super) async fn grant(control: &Control, name: &str, wish: Wish, body: &Byte
         let text: String = text.chars().filter(|char| !char.is_control()).take(SAID).collect();
         if text.is_empty() { else_.to_owned() } else { text }
     };
-    let wish = if let Wish::Rollback { .. } = wish { Wish::Rollback { force } } else { wish };
+    let wish = match wish {
+        Wish::Rollback { .. } => Wish::Rollback { force },
+        Wish::Promote { .. } => Wish::Promote { from },
+        Wish::Resume => Wish::Resume,
+    };
     let snapshot = control.store.current();
     let name = match find(&snapshot, name) {
         Ok(route) => route.name.to_string(),

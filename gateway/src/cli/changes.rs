@@ -174,8 +174,18 @@ impl Change {
         if force {
             body["force"] = true.into();
         }
-        let path = format!("/api/routes/{}/{word}", encode(&self.route));
-        let done = block(self.remote.call(Method::POST, &path, &body))?;
+        let route = format!("/api/routes/{}", encode(&self.route));
+        let path = format!("{route}/{word}");
+        let done = block(async {
+            if word == "promote" {
+                // From where it is now: should a step be taken meanwhile, this is not the one after it.
+                let now = self.remote.call(Method::GET, &route, &Value::Null).await?;
+                if let Some(share) = now["rollout"]["share"].as_str() {
+                    body["from"] = share.into();
+                }
+            }
+            self.remote.call(Method::POST, &path, &body).await
+        })?;
         let told = match done["result"].as_str() {
             Some("done") => line(&done["change"]),
             _ => format!("{}: nothing to do, it is so already", self.route),

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    panic::AssertUnwindSafe,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -28,6 +29,7 @@ use super::{
 use crate::{
     config::{Stage, rollout::RolloutConfig, values::Share},
     routing::cohort::BUCKETS,
+    shadow::Shadow,
     snapshot::{Route, Snapshot, Store},
 };
 
@@ -41,6 +43,8 @@ const EVENTS: usize = 256;
 const MESSAGES: usize = 1024;
 /// How soon a gate that said no is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// Changes that wait to be written down, at most.
+const UNWRITTEN: usize = 1024;
 /// How often a journal that cannot be opened is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
@@ -53,7 +57,10 @@ pub enum Wish {
         force: bool,
     },
     /// The next step, now.
-    Promote,
+    Promote {
+        /// The share that whoever wants it has seen, if said.
+        from: Option<Share>,
+    },
     /// As the file says, again.
     Resume,
 }
@@ -118,6 +125,7 @@ impl Rollouts {
             tried: None,
             records,
             running: HashMap::new(),
+            unwritten: Vec::new(),
             seen: HashSet::new(),
             begun: Instant::now(),
             questions: 0,
@@ -187,8 +195,9 @@ struct Running {
     steps: Vec<u16>,
     position: Position,
     trial: Trial,
-    /// What had been compared before it began.
+    /// What had been compared before it began, and by whom.
     compared: Compared,
+    shadow: Option<Arc<Shadow>>,
     /// What the last look came to.
     verdict: Verdict,
     /// Closed gates, in words.
@@ -202,7 +211,7 @@ struct Running {
 #[derive(Clone, Debug, PartialEq)]
 enum Asked {
     NotYet,
-    Waiting(u64),
+    Waiting(u64, Instant),
     Yes,
     No(String, Instant),
 }
@@ -216,6 +225,8 @@ struct Controller {
     tried: Option<Instant>,
     records: HashMap<String, Record>,
     running: HashMap<Arc<str>, Running>,
+    /// What took effect, but could not be written down.
+    unwritten: Vec<Entry>,
     /// Rollouts that this process has run: what comes again after an edit starts afresh.
     seen: HashSet<Arc<str>>,
     begun: Instant,
@@ -235,14 +246,22 @@ impl Controller {
                     let _ = reply.send(());
                     return;
                 }
-                Ok(command) => self.obey(command),
+                Ok(command) => self.survive(|this| this.obey(command)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             if Instant::now() >= next {
-                self.look();
+                self.survive(Self::look);
                 next = Instant::now() + TICK;
             }
+        }
+    }
+
+    /// A bug in one look must not be the end of all: nobody could put anything back any more.
+    fn survive(&mut self, what: impl FnOnce(&mut Self)) {
+        if std::panic::catch_unwind(AssertUnwindSafe(|| what(self))).is_err() {
+            tracing::error!("a look at the rollouts panicked; the next goes on");
+            *lock(&self.shared.trouble) = Some("a look at the rollouts panicked: see the log".to_owned());
         }
     }
 
@@ -250,7 +269,8 @@ impl Controller {
         match command {
             Command::Wish { route, wish, who, why, reply } => {
                 // A file that was just saved counts.
-                self.look();
+                let snapshot = self.store.current();
+                self.follow(&snapshot);
                 let done = self.grant(&route, wish, who, why);
                 self.show();
                 let _ = reply.send(done);
@@ -264,7 +284,7 @@ impl Controller {
             }
             Command::Answer { route, question, answer } => {
                 if let Some(running) = self.running.get_mut(&*route)
-                    && running.asked == Asked::Waiting(question)
+                    && matches!(running.asked, Asked::Waiting(asked, _) if asked == question)
                 {
                     running.asked = match answer {
                         Ok(()) => Asked::Yes,
@@ -317,8 +337,34 @@ impl Controller {
                 Ok(entry)
             }
             Err(why) => {
+                // A store that failed once fails for ever; another look at the same file may not.
+                self.journal = None;
+                self.tried = Some(Instant::now());
                 self.fail(&why);
                 Err(why)
+            }
+        }
+    }
+
+    fn record(&self, route: &Route) -> Record {
+        self.records.get(&*route.name).cloned().unwrap_or_default()
+    }
+
+    /// Notes what took effect, to be written down as soon as that can be done.
+    fn keep(&mut self, record: Record, entry: Entry) {
+        self.records.insert(entry.route.clone(), record);
+        if self.unwritten.len() < UNWRITTEN {
+            self.unwritten.push(entry);
+        }
+    }
+
+    /// Writes down what took effect without that.
+    fn catch_up(&mut self) {
+        for entry in std::mem::take(&mut self.unwritten) {
+            // With what is so now: it may have changed again.
+            let record = self.records.get(&entry.route).cloned().unwrap_or_default();
+            if self.write(record, entry.clone()).is_err() {
+                self.unwritten.push(entry);
             }
         }
     }
@@ -342,6 +388,9 @@ impl Controller {
     /// Takes in what was seen, and moves what can be moved.
     fn look(&mut self) {
         let snapshot = self.store.current();
+        if !self.unwritten.is_empty() && self.tried.is_none_or(|tried| tried.elapsed() >= TRY_AGAIN) {
+            self.catch_up();
+        }
         self.follow(&snapshot);
         let now = self.now();
         for route in &snapshot.routes {
@@ -384,17 +433,22 @@ impl Controller {
         }
         self.running.retain(|name, running| ramps.get(&**name).is_some_and(|ramp| Arc::ptr_eq(ramp, &running.ramp)));
         for route in &snapshot.routes {
+            // Whatever a reload did at the same time: what was put back is back.
+            if self.records.get(&*route.name).is_some_and(|record| record.hold.is_some()) {
+                route.overlay.hold.set(true);
+            }
             let (Some(ramp), Some(config)) = (&route.overlay.ramp, &route.rollout) else { continue };
             if self.running.contains_key(&route.name) {
                 continue;
             }
             let steps: Vec<u16> = config.steps.iter().map(|step| step.0).collect();
-            let record = self.records.get(&*route.name).cloned().unwrap_or_default();
+            let record = self.record(route);
             let known = record
                 .rollout
                 .clone()
                 .filter(|known| known.fingerprint == ramp.fingerprint && !self.seen.contains(&route.name));
             self.seen.insert(route.name.clone());
+            let fresh = known.is_none();
             let (position, since, why) = if let Some(known) = known {
                 (known.position, known.since, known.why)
             } else {
@@ -407,6 +461,7 @@ impl Controller {
                 trial: Trial::begin(self.now(), None, position.share(&steps) == BUCKETS),
                 steps,
                 compared: compared(route),
+                shadow: route.shadow.clone(),
                 verdict: Verdict::Hold(Vec::new()),
                 gates: Vec::new(),
                 asked: Asked::NotYet,
@@ -414,7 +469,6 @@ impl Controller {
                 why: why.clone(),
                 config: config.clone(),
             };
-            let fresh = position == Position::START && record.rollout.is_none();
             let share = running.position.share(&running.steps);
             let recorded = running.recorded();
             ramp.set(share, position.phase == Phase::RolledBack);
@@ -431,7 +485,11 @@ impl Controller {
     /// Judges one rollout, and moves it where that says so.
     fn judge(&mut self, route: &Route, running: &mut Running, now: Duration) {
         let terms = terms(&running.config, route);
-        let compared = running.compared(route);
+        running.follow(route);
+        if running.trial.renew(now, terms.every) {
+            running.ramp.recorder.restart();
+        }
+        let compared = running.compared();
         running.verdict =
             if running.position.step.is_none() { Verdict::Pass } else { running.trial.verdict(&terms, compared, now) };
         running.gates.clear();
@@ -440,6 +498,10 @@ impl Controller {
             && let Some(next) = running.position.next(&running.steps)
         {
             self.gates(route, running, next, compared, &terms);
+        }
+        // A yes is to the evidence that was shown.
+        if running.verdict != Verdict::Pass && running.asked == Asked::Yes {
+            running.asked = Asked::NotYet;
         }
         let open = running.gates.is_empty();
         let Some(next) = running.position.after(&running.verdict, &running.steps, open, running.config.on_failure)
@@ -482,11 +544,13 @@ impl Controller {
         let Some(webhook) = gates.webhook.as_ref().filter(|_| running.gates.is_empty()) else { return };
         match &running.asked {
             Asked::Yes => {}
-            Asked::Waiting(_) => running.gates.push("the webhook was asked".to_owned()),
+            Asked::Waiting(_, since) if since.elapsed() < webhook.timeout.0 + ASK_AGAIN => {
+                running.gates.push("the webhook was asked".to_owned());
+            }
             Asked::No(why, when) if when.elapsed() < ASK_AGAIN => {
                 running.gates.push(format!("the webhook holds it: {why}"));
             }
-            Asked::NotYet | Asked::No(..) => {
+            Asked::NotYet | Asked::No(..) | Asked::Waiting(..) => {
                 self.questions += 1;
                 let body = json!({
                     "type": "rollout.gate",
@@ -505,7 +569,7 @@ impl Controller {
                 };
                 running.gates.push("the webhook is asked".to_owned());
                 if self.messages.try_send(question).is_ok() {
-                    running.asked = Asked::Waiting(self.questions);
+                    running.asked = Asked::Waiting(self.questions, Instant::now());
                 }
             }
         }
@@ -525,17 +589,20 @@ impl Controller {
         // Put back by hand, it was the monolith's whatever its position says.
         let from = if route.overlay.is_back() { Share(0).to_string() } else { share(running.position) };
         let to = share(next);
-        let evidence = serde_json::to_value(running.trial.evidence(running.compared(route))).unwrap_or_default();
+        let evidence = serde_json::to_value(running.trial.evidence(running.compared())).unwrap_or_default();
         let entry = entry(&route.name, action, who, why, Some(from), Some(to), evidence);
         let (before, since, reason) = (running.position, running.since, running.why.clone());
         (running.position, running.since, running.why) = (next, entry.at, why.to_owned());
-        let record = self.records.get(&*route.name).cloned().unwrap_or_default();
+        let record = self.record(route);
         let written = self.write(Record { rollout: Some(running.recorded()), ..record }, entry.clone());
         let back = next.phase == Phase::RolledBack;
         let (entry, warning) = match written {
             Ok(entry) => (entry, None),
             // What is safe is done in any case.
-            Err(warning) if back => (entry, Some(warning)),
+            Err(warning) if back => {
+                self.keep(Record { rollout: Some(running.recorded()), ..self.record(route) }, entry.clone());
+                (entry, Some(warning))
+            }
             Err(why) => {
                 (running.position, running.since, running.why) = (before, since, reason);
                 return Err(why);
@@ -562,7 +629,7 @@ impl Controller {
         })?;
         match wish {
             Wish::Rollback { force } => self.put_back(route, force, who, why),
-            Wish::Promote => self.promote(route, &who, &why),
+            Wish::Promote { from } => self.promote(route, from, &who, &why),
             Wish::Resume => self.resume(route, &who, &why),
         }
     }
@@ -588,13 +655,13 @@ impl Controller {
         }
         let share = route.share().map_or_else(|| Share(10_000).to_string(), |share| Share(share).to_string());
         let entry = entry(&route.name, "rollback", &who, &why, Some(share), Some(Share(0).to_string()), Value::Null);
-        let mut record = self.records.get(&*route.name).cloned().unwrap_or_default();
+        let mut record = self.record(route);
         record.hold = Some(Held { at: entry.at, who, why });
         let (entry, warning) = match self.write(record.clone(), entry.clone()) {
             Ok(entry) => (entry, None),
             Err(why) => {
-                self.records.insert(route.name.to_string(), record);
-                (entry, Some(format!("it will not outlive the process: {why}")))
+                self.keep(record, entry.clone());
+                (entry, Some(format!("it will not outlive the process until the journal can be written: {why}")))
             }
         };
         route.overlay.hold.set(true);
@@ -602,7 +669,7 @@ impl Controller {
         Ok(Done { entry: Some(entry), warning })
     }
 
-    fn promote(&mut self, route: &Route, who: &str, why: &str) -> Result<Done, Refused> {
+    fn promote(&mut self, route: &Route, from: Option<Share>, who: &str, why: &str) -> Result<Done, Refused> {
         let conflict = |text: &str| Err(Refused::Conflict(format!("`{}` {text}", route.name)));
         if route.overlay.hold.is_held() {
             return conflict("was put back by hand; `gateway resume` first");
@@ -612,7 +679,15 @@ impl Controller {
         };
         let result = match (running.position.phase, running.position.next(&running.steps)) {
             (Phase::RolledBack, _) => conflict("was rolled back; `gateway resume` starts it afresh"),
-            (_, None) => conflict("is at its last step; write `stage: migrated` in the file"),
+            _ if from.is_some_and(|from| from.0 != running.position.share(&running.steps)) => {
+                let share = Share(running.position.share(&running.steps));
+                conflict(&format!("is at {share} by now; look again, and promote it where that is still what you want"))
+            }
+            (Phase::Complete, None) => conflict("is complete; write `stage: migrated` in the file"),
+            (_, None) => {
+                let next = Position { phase: Phase::Complete, ..running.position };
+                self.advance(route, &mut running, next, "complete", who, why).map_err(Refused::Failed)
+            }
             (_, next) => {
                 let next = Position { phase: Phase::Running, step: next };
                 self.advance(route, &mut running, next, "promote", who, why).map_err(Refused::Failed)
@@ -639,7 +714,7 @@ impl Controller {
             };
             let to = Some(Share(own).to_string());
             let entry = entry(&route.name, "resume", who, why, Some(Share(0).to_string()), to, Value::Null);
-            let record = self.records.get(&*route.name).cloned().unwrap_or_default();
+            let record = self.record(route);
             let entry = self.write(Record { hold: None, ..record }, entry).map_err(Refused::Failed)?;
             route.overlay.hold.set(false);
             self.tell(&entry);
@@ -672,7 +747,7 @@ impl Controller {
         let mut views = HashMap::new();
         for route in &snapshot.routes {
             let hold = route.overlay.hold.is_held().then(|| self.records.get(&*route.name)?.hold.as_ref()).flatten();
-            let rollout = self.running.get(&route.name).map(|running| running.show(route));
+            let rollout = self.running.get(&route.name).map(Running::show);
             if route.overlay.hold.is_held() || rollout.is_some() {
                 let held = route.overlay.hold.is_held().then(|| json!(hold));
                 views.insert(route.name.clone(), json!({"held": held, "rollout": rollout}));
@@ -693,15 +768,28 @@ impl Running {
         }
     }
 
-    /// What was compared since it began.
-    fn compared(&self, route: &Route) -> Compared {
-        let now = compared(route);
-        // Another ledger counts anew.
-        let before = if now.all < self.compared.all { Compared::default() } else { self.compared };
-        Compared { all: now.all - before.all, differing: now.differing.saturating_sub(before.differing) }
+    /// What was compared since it began, or since how it is compared was edited.
+    fn compared(&self) -> Compared {
+        let Some(shadow) = &self.shadow else { return Compared::default() };
+        let now = shadow.compared();
+        let all = now.all.saturating_sub(self.compared.all);
+        Compared { all, differing: now.differing.saturating_sub(self.compared.differing).min(all) }
     }
 
-    fn show(&self, route: &Route) -> Value {
+    /// Looks at another ledger where there is one.
+    fn follow(&mut self, route: &Route) {
+        let same = match (&self.shadow, &route.shadow) {
+            (Some(known), Some(shadow)) => Arc::ptr_eq(known, shadow),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            self.shadow.clone_from(&route.shadow);
+            self.compared = Compared::default();
+        }
+    }
+
+    fn show(&self) -> Value {
         let (verdict, why) = match &self.verdict {
             Verdict::Pass => ("pass", Vec::new()),
             Verdict::Fail(why) => ("fail", vec![why.clone()]),
@@ -717,7 +805,7 @@ impl Running {
             "verdict": verdict,
             "lacks": why,
             "gates": self.gates,
-            "evidence": self.trial.evidence(self.compared(route)),
+            "evidence": self.trial.evidence(self.compared()),
         })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Only requests that were drawn into an arm by their key count: those that `always` and `never` name, and those without a key, were not
 //! drawn, and the arms would differ by who they are. What one key contributes is capped: so many requests in a window, and an
-//! event of the same key counts for less each time (`race`).
+//! event of the same key bets with less each time (`race`); all that is counted counts in shares.
 
 use std::{
     fmt,
@@ -38,6 +38,8 @@ pub enum Outcome {
 struct Counters {
     all: AtomicU64,
     counted: AtomicU64,
+    failed: AtomicU64,
+    refused: AtomicU64,
     errors: [AtomicU32; CLASSES],
     client_errors: [AtomicU32; CLASSES],
 }
@@ -128,7 +130,8 @@ impl Recorder {
         let counters = &self.arms[arm];
         counters.all.fetch_add(1, Relaxed);
         #[allow(clippy::cast_possible_truncation, reason = "a place of the table")]
-        let place = &self.places[(key % PLACES as u64) as usize];
+        // The arms have places of their own: what one's keys have spent is not missing from the other's.
+        let place = &self.places[(key.wrapping_mul(2).wrapping_add(arm as u64) % PLACES as u64) as usize];
         let mut read = Place::read(place.load(Relaxed));
         // Two workers may count the same key at once and one of them be forgotten: it has a little more than its share then.
         let counted = read.count(self.step.load(Relaxed), (now.as_secs() / WINDOW) & 0xFF_FFFF, outcome);
@@ -137,9 +140,11 @@ impl Recorder {
         counters.counted.fetch_add(1, Relaxed);
         self.latencies[arm][latency::bucket(head)].fetch_add(1, Relaxed);
         if let Some(class) = error {
+            counters.failed.fetch_add(1, Relaxed);
             counters.errors.get(class).map(|count| count.fetch_add(1, Relaxed));
         }
         if let Some(class) = client_error {
+            counters.refused.fetch_add(1, Relaxed);
             counters.client_errors.get(class).map(|count| count.fetch_add(1, Relaxed));
         }
     }
@@ -151,6 +156,7 @@ impl Recorder {
             let counters = &self.arms[arm];
             // What happened is read before how many there were: a request in between is in neither or in the second alone.
             let (errors, client_errors) = (take(&counters.errors), take(&counters.client_errors));
+            let (failed, refused) = (counters.failed.swap(0, Relaxed), counters.refused.swap(0, Relaxed));
             let counted = counters.counted.swap(0, Relaxed);
             let latencies = if counted == 0 {
                 Vec::new()
@@ -161,7 +167,7 @@ impl Recorder {
                     .filter_map(|(n, count)| Some((u16::try_from(n).ok()?, count.swap(0, Relaxed))))
                     .collect()
             };
-            Seen { all: counters.all.swap(0, Relaxed), counted, errors, client_errors, latencies }
+            Seen { all: counters.all.swap(0, Relaxed), counted, failed, refused, errors, client_errors, latencies }
         })
     }
 
@@ -192,10 +198,11 @@ mod tests {
         assert_eq!(monolith, Seen::default());
         assert_eq!((service.all, service.counted), (110, 18));
         // The one key's later failures weigh less and less, and then nothing.
-        assert_eq!(service.errors, [11, 1, 1, 1]);
+        assert_eq!((service.errors, service.failed), ([11, 1, 1, 1], 18));
         // The next window has new requests, but the key's failures are known.
         recorder.record(1, 7, NOW + Duration::from_secs(10), Outcome::Failed, HEAD);
-        assert_eq!(recorder.drain()[1].errors, [0; CLASSES]);
+        let service = recorder.drain()[1].clone();
+        assert_eq!((service.errors, service.failed), ([0; CLASSES], 1), "it is no news any more, but it is a failure");
         recorder.restart();
         recorder.record(1, 7, NOW + Duration::from_secs(10), Outcome::ClientError, HEAD);
         let service = &recorder.drain()[1];

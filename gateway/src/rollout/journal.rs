@@ -10,7 +10,8 @@ use std::{
 };
 
 use redb::{
-    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
+    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, StorageError,
+    TableDefinition,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -37,7 +38,10 @@ pub enum Failure {
     InUse(PathBuf),
     /// It cannot be read or written.
     #[error("`{0}`: {1}")]
-    Broken(PathBuf, String),
+    Unusable(PathBuf, String),
+    /// What is in it makes no sense.
+    #[error("`{0}` is damaged: {1}")]
+    Damaged(PathBuf, String),
 }
 
 /// What is known of each route, by name.
@@ -114,20 +118,21 @@ impl Journal {
     /// Opens the journal in a folder, or begins one.
     pub fn open(folder: &Path) -> Result<Self, Failure> {
         let path = folder.join(FILE);
-        let broken = |error: &dyn std::fmt::Display| Failure::Broken(path.clone(), error.to_string());
-        std::fs::create_dir_all(folder).map_err(|error| broken(&error))?;
+        std::fs::create_dir_all(folder).map_err(|error| Failure::Unusable(path.clone(), error.to_string()))?;
         let opened = Database::builder().set_cache_size(CACHE).set_check_integrity_on_open(true).create(&path);
         match opened {
             Ok(database) => Ok(Self { path, database }),
             Err(DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch) => Err(Failure::InUse(path)),
-            Err(error) => Err(broken(&error)),
+            Err(DatabaseError::Storage(error)) if is_damage(&error) => Err(Failure::Damaged(path, error.to_string())),
+            Err(error) => Err(Failure::Unusable(path, error.to_string())),
         }
     }
 
     /// Opens the journal that is there, if one is; waits for an older process to let go of it. One that cannot be read is put aside.
     pub fn resume(folder: &Path) -> Result<Option<(Self, Records)>, Failure> {
         let path = folder.join(FILE);
-        if !path.exists() {
+        // Where that cannot be told, opening it says why.
+        if let Ok(false) = path.try_exists() {
             return Ok(None);
         }
         let begun = Instant::now();
@@ -139,8 +144,8 @@ impl Journal {
         };
         match read {
             Ok((records, journal)) => Ok(Some((journal, records))),
-            Err(failure @ Failure::InUse(_)) => Err(failure),
-            Err(failure) => {
+            Err(failure @ (Failure::InUse(_) | Failure::Unusable(..))) => Err(failure),
+            Err(failure @ Failure::Damaged(..)) => {
                 let aside = path.with_extension(format!("broken-{}", jiff::Timestamp::now().as_second()));
                 let moved = std::fs::rename(&path, &aside)
                     .map_or_else(|error| error.to_string(), |()| aside.display().to_string());
@@ -151,7 +156,7 @@ impl Journal {
     }
 
     fn broken(&self, error: &dyn std::fmt::Display) -> Failure {
-        Failure::Broken(self.path.clone(), error.to_string())
+        Failure::Unusable(self.path.clone(), error.to_string())
     }
 
     /// What is known of each route.
@@ -159,20 +164,25 @@ impl Journal {
         let read = || -> Result<_, redb::Error> {
             let transaction = self.database.begin_read()?;
             let table = match transaction.open_table(ROUTES) {
-                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Ok(HashMap::new())),
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(HashMap::new()),
                 table => table?,
             };
             let mut records = HashMap::new();
             for row in table.iter()? {
                 let (name, record) = row?;
-                match serde_json::from_slice(record.value()) {
-                    Ok(record) => records.insert(name.value().to_owned(), record),
-                    Err(error) => return Ok(Err(error)),
-                };
+                let record = serde_json::from_slice(record.value()).unwrap_or_else(|error| {
+                    tracing::error!(route = name.value(), %error, "what the journal says of a route cannot be read: it is held at the monolith");
+                    let (who, why) = ("gateway".to_owned(), format!("its record in the journal cannot be read: {error}"));
+                    Record { hold: Some(Held { at: jiff::Timestamp::now(), who, why }), rollout: None }
+                });
+                records.insert(name.value().to_owned(), record);
             }
-            Ok(Ok(records))
+            Ok(records)
         };
-        read().map_err(|error| self.broken(&error))?.map_err(|error| self.broken(&error))
+        read().map_err(|error| match error {
+            redb::Error::Corrupted(why) => Failure::Damaged(self.path.clone(), why),
+            error => self.broken(&error),
+        })
     }
 
     /// Writes down a change and what is known of its route from then on; on disk when it is back.
@@ -223,6 +233,15 @@ impl Journal {
             Ok(entries)
         };
         read().map_err(|error| self.broken(&error))
+    }
+}
+
+/// Whether no reading will ever make sense of it.
+fn is_damage(error: &StorageError) -> bool {
+    match error {
+        StorageError::Corrupted(_) => true,
+        StorageError::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
     }
 }
 

@@ -46,6 +46,12 @@ impl Histogram {
         self.total += count;
     }
 
+    /// Both together.
+    pub fn with(&self, other: &Self) -> Self {
+        let counts = self.counts.iter().zip(&other.counts).map(|(a, b)| a + b).collect();
+        Self { counts, total: self.total + other.total }
+    }
+
     /// How many there are.
     pub fn total(&self) -> u64 {
         self.total

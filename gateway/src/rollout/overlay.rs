@@ -84,5 +84,8 @@ pub fn fingerprint(route: &RouteConfig) -> u64 {
     let said =
         format!("{:?} {:?} {:?} {:?} {:?}", route.stage, route.canary, route.rollout, route.upstream, route.baseline);
     said.hash(&mut hasher);
+    // What is not shown of it.
+    let webhook = route.rollout.as_ref().and_then(|rollout| rollout.gates.webhook.as_ref());
+    webhook.map(|webhook| (&webhook.secret, webhook.timeout.0)).hash(&mut hasher);
     hasher.finish()
 }

@@ -11,10 +11,11 @@
 //! Several bets run beside each other, one of them to keep the money, and a small part of the capital moves between them all the time (Herbster and
 //! Warmuth, "Tracking the best expert", 1998): what was learned in good times is not held against a service that
 //! goes bad later. Requests are not independent, so what one key (a user, a session) can win is bounded: its
-//! second event counts for half, its third for a quarter; and one moment can win only so much. Both only take
+//! second event bets with half of its first, its third with a quarter; and one moment can win only so much. Both only take
 //! away from gains, so the expectation stays at most one. Pure.
 
-/// Classes of weight: the n-th event of one key counts for `2⁻ⁿ`, and later ones for nothing.
+/// Classes of weight: the n-th event of one key bets with `2⁻ⁿ`, and later ones with nothing. All together are less than one: so the bet stays
+/// fair however the events of one key hang together (Hölder's inequality).
 pub const CLASSES: usize = 4;
 
 /// The odds that are bet on. The first keeps the money.
@@ -64,7 +65,7 @@ impl Race {
         }
         let share = service / (monolith + service);
         let weigh = |events: &[u32; CLASSES]| -> f64 {
-            events.iter().zip([1.0, 0.5, 0.25, 0.125]).map(|(count, weight)| f64::from(*count) * weight).sum()
+            events.iter().zip([0.5, 0.25, 0.125, 0.0625]).map(|(count, weight)| f64::from(*count) * weight).sum()
         };
         let [lost, won] = moment.events.map(|events| weigh(&events));
         if lost + won <= 0.0 {

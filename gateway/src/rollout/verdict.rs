@@ -57,6 +57,10 @@ pub struct Seen {
     pub all: u64,
     /// Those that count: a key's share is capped.
     pub counted: u64,
+    /// Failures among those.
+    pub failed: u64,
+    /// 4xx among those.
+    pub refused: u64,
     /// Failures among those, by class of weight.
     pub errors: [u32; CLASSES],
     /// 4xx among those, by class of weight.
@@ -73,6 +77,9 @@ pub type Arms<T> = [T; 2];
 pub struct Trial {
     /// When it began.
     pub since: Duration,
+    /// The race that runs: each has its own part of `alpha`.
+    round: u32,
+    round_since: Duration,
     errors: Race,
     client_errors: Race,
     pending: Arms<Seen>,
@@ -91,7 +98,15 @@ struct Totals {
     counted: u64,
     errors: u64,
     client_errors: u64,
-    latencies: Histogram,
+    /// In turns of ten seconds: what is so in both halves is so for longer than a moment.
+    latencies: [Histogram; 2],
+}
+
+impl Totals {
+    fn latencies(&self) -> Histogram {
+        let [first, second] = &self.latencies;
+        first.with(second)
+    }
 }
 
 /// Answers that were compared.
@@ -139,10 +154,14 @@ const LONG_MOMENT: Duration = Duration::from_secs(20);
 const LONGEST_MOMENT: Duration = Duration::from_mins(1);
 /// Slack where nothing of the monolith's is there to compare with.
 const WITHOUT_CONTROL: f64 = 0.05;
-/// Differences of the 99th percentile that are nobody's concern: proof of less is no failure.
-const LATENCY_FAILS: Duration = Duration::from_millis(1);
+/// Differences of the 99th percentile that are nobody's concern: proof of less than a tenth or a millisecond more is no failure.
+const LATENCY_FAILS: (f64, Duration) = (1.1, Duration::from_millis(1));
 /// And what passes in any case.
 const LATENCY_PASSES: Duration = Duration::from_millis(5);
+/// How long each half of the latencies is looked at in turn, in seconds.
+const WINDOW: u64 = 10;
+/// How long one race lasts, at least; the next has fewer chances.
+const ROUND: Duration = Duration::from_mins(10);
 /// What the service is answering is judged by its 99th percentile.
 const QUANTILE: f64 = 0.99;
 
@@ -165,19 +184,20 @@ impl Trial {
     /// A step that begins now. `alone` where it leaves the monolith nothing: then what the monolith did before is what it is judged by.
     pub fn begin(now: Duration, before: Option<&Self>, alone: bool) -> Self {
         let reference = before.map(|before| before.measured()[0].clone()).unwrap_or_default();
-        Self { since: now, alone, reference, ..Self::default() }
+        Self { since: now, round_since: now, alone, reference, ..Self::default() }
     }
 
     /// Takes in what was seen since the last look.
     pub fn take(&mut self, now: Duration, seen: &Arms<Seen>) {
+        let half = usize::from((now.as_secs() / WINDOW) % 2 == 1);
         for arm in NAMES {
             let (totals, seen) = (&mut self.totals[arm], &seen[arm]);
             totals.all += seen.all;
             totals.counted += seen.counted;
-            totals.errors += seen.errors.iter().map(|n| u64::from(*n)).sum::<u64>();
-            totals.client_errors += seen.client_errors.iter().map(|n| u64::from(*n)).sum::<u64>();
+            totals.errors += seen.failed;
+            totals.client_errors += seen.refused;
             for (bucket, count) in &seen.latencies {
-                totals.latencies.add(usize::from(*bucket), u64::from(*count));
+                totals.latencies[half].add(usize::from(*bucket), u64::from(*count));
             }
             let pending = &mut self.pending[arm];
             pending.counted += seen.counted;
@@ -202,6 +222,19 @@ impl Trial {
             self.pending = Arms::default();
             self.pending_since = None;
         }
+    }
+
+    /// Begins another race where this one has lasted long enough; then keys may contribute anew. So a service that goes bad after
+    /// hours is found out although all who ask it have had their share.
+    pub fn renew(&mut self, now: Duration, every: Duration) -> bool {
+        if now.saturating_sub(self.round_since) < every.max(ROUND) {
+            return false;
+        }
+        self.round += 1;
+        self.round_since = now;
+        (self.errors, self.client_errors) = (Race::default(), Race::default());
+        (self.pending, self.pending_since) = (Arms::default(), None);
+        true
     }
 
     /// What it says now.
@@ -245,8 +278,8 @@ impl Trial {
             Ok(Some(lack)) => lacks.push(lack),
             Err(failure) => return Verdict::Fail(failure),
         }
-        if service.all < terms.min_requests {
-            lacks.push(format!("{} of {} requests", service.all, terms.min_requests));
+        if service.counted < terms.min_requests {
+            lacks.push(format!("{} of {} requests", service.counted, terms.min_requests));
         }
         if let Some(left) = terms.every.checked_sub(now.saturating_sub(self.since)).filter(|left| !left.is_zero()) {
             lacks.push(format!("{} s of the step are left", left.as_secs_f64().ceil()));
@@ -261,13 +294,18 @@ impl Trial {
     }
 
     fn fails(&self, race: &Race, hits: fn(&Totals) -> u64, alpha: f64) -> bool {
-        if race.is_lost(alpha) {
+        // The n-th race has 1 / n(n + 1) of the chances: all of them together have one.
+        let round = f64::from(self.round) + 1.0;
+        if race.is_lost(alpha / (round * (round + 1.0))) {
             return true;
         }
         let [monolith, service] = self.measured();
+        if !self.alone || monolith.counted == 0 {
+            return false;
+        }
         let known = bounds::share(float(hits(service)), float(service.counted), alpha).low;
-        let reference = if monolith.counted == 0 { 0.0 } else { float(hits(monolith)) / float(monolith.counted) };
-        self.alone && known > reference + WITHOUT_CONTROL
+        let reference = bounds::share(float(hits(monolith)), float(monolith.counted), alpha).high;
+        known > reference + WITHOUT_CONTROL
     }
 
     /// The most that the service's share may lie above the monolith's.
@@ -276,7 +314,8 @@ impl Trial {
         let most = bounds::share(float(hits(service)), float(service.counted), alpha).high;
         let least = match (self.alone, monolith.counted) {
             (false, _) => bounds::share(float(hits(monolith)), float(monolith.counted), alpha).low,
-            (true, 0) => 0.0,
+            // Nobody to compare with: a person must say.
+            (true, 0) => -1.0,
             (true, _) => float(hits(monolith)) / float(monolith.counted),
         };
         most - least
@@ -286,27 +325,32 @@ impl Trial {
     fn latency(&self, terms: &Terms, alpha: f64) -> Result<Option<String>, String> {
         let [monolith, service] = self.measured();
         if self.alone && monolith.counted == 0 {
-            // Nobody to compare with, now or before.
-            return Ok(None);
+            return Ok(Some(
+                "there is nothing to compare it with; `gateway promote` ends it, or write `stage: migrated`".to_owned(),
+            ));
         }
         // Two bounds are at stake each time.
-        let bound = |totals: &Totals| {
-            let (low, high) = bounds::ranks(QUANTILE, totals.latencies.total(), alpha / 2.0);
-            let low = low.and_then(|rank| totals.latencies.at_least(rank));
-            (low, high.and_then(|rank| totals.latencies.at_most(rank)))
+        let bound = |latencies: &Histogram| {
+            let (low, high) = bounds::ranks(QUANTILE, latencies.total(), alpha / 2.0);
+            let low = low.and_then(|rank| latencies.at_least(rank));
+            (low, high.and_then(|rank| latencies.at_most(rank)))
         };
-        let ((least, most), (service_least, service_most)) = (bound(monolith), bound(service));
         let told = || {
-            let [monolith, service] = self.measured().map(|totals| totals.latencies.quantile(QUANTILE));
+            let [monolith, service] = self.measured().map(|totals| totals.latencies().quantile(QUANTILE));
             let show = |p99: Option<Duration>| p99.map_or("nothing".to_owned(), |p99| format!("{} ms", millis(p99)));
             format!("p99 {} against {}", show(service), show(monolith))
         };
-        if let (Some(least), Some(most)) = (service_least, most)
-            && least > most + LATENCY_FAILS
-            && (!self.alone || least > most * 2)
-        {
+        let (factor, slack) = if self.alone { (2.0, LATENCY_FAILS.1) } else { LATENCY_FAILS };
+        let is_slower = |half: usize| {
+            let most = bound(&monolith.latencies[half]).1;
+            let least = bound(&service.latencies[half]).0;
+            matches!((least, most), (Some(least), Some(most)) if least > most.mul_f64(factor).max(most + slack))
+        };
+        // One stall is in one half.
+        if is_slower(0) && is_slower(1) {
             return Err(told());
         }
+        let (least, service_most) = (bound(&monolith.latencies()).0, bound(&service.latencies()).1);
         let passes = matches!((service_most, least), (Some(most), Some(least))
             if most <= least.mul_f64(1.0 + terms.p99).max(least + LATENCY_PASSES));
         Ok((!passes).then(|| format!("{}, and it is not shown to be within {}%", told(), terms.p99 * 100.0)))
@@ -320,7 +364,7 @@ impl Trial {
             counted: measured.map(|totals| totals.counted),
             errors: measured.map(|totals| percent(totals.errors, totals.counted)),
             client_errors: measured.map(|totals| percent(totals.client_errors, totals.counted)),
-            p99_ms: measured.map(|totals| totals.latencies.quantile(QUANTILE).map(millis)),
+            p99_ms: measured.map(|totals| totals.latencies().quantile(QUANTILE).map(millis)),
             compared: [compared.all, compared.differing],
         }
     }
@@ -348,6 +392,8 @@ mod tests {
         Seen {
             all,
             counted: all,
+            failed: u64::from(errors),
+            refused: u64::from(client_errors),
             errors: first(errors),
             client_errors: first(client_errors),
             latencies: vec![(bucket, u32::try_from(all).unwrap())],
@@ -411,6 +457,54 @@ mod tests {
         let strays = |errors| [seen(1, 0, 0, 1), seen(100, errors, 0, 20)];
         assert_eq!(run(&TERMS, 1_000, true, &strays(0)), (240, Verdict::Pass));
         assert!(matches!(run(&TERMS, 1_000, true, &strays(20)).1, Verdict::Fail(_)));
+        // After a restart nothing is known of before: that is no failure, and no proof either.
+        let mut trial = Trial::begin(Duration::ZERO, None, true);
+        trial.take(Duration::ZERO, &[seen(0, 0, 0, 20), seen(100_000, 0, 10_000, 20)]);
+        assert!(matches!(trial.verdict(&TERMS, NONE, Duration::from_hours(1)), Verdict::Hold(_)));
+    }
+
+    /// Keys that had failed four times were no news any more, and a service that failed them for ever was taken for a good one.
+    #[test]
+    fn few_users_who_always_fail_are_never_proof_of_health() {
+        let mut trial = Trial::begin(Duration::ZERO, None, false);
+        for look in 1..20_000 {
+            let now = Duration::from_millis(250 * look);
+            let spent = Seen { errors: [0; CLASSES], ..seen(1, 1, 0, 20) };
+            trial.take(now, &[seen(3, 0, 0, 20), spent]);
+            assert!(!matches!(trial.verdict(&TERMS, NONE, now), Verdict::Pass), "{look}");
+        }
+    }
+
+    /// A pause of a second in one arm is no proof that it is slower.
+    #[test]
+    fn one_stall_is_no_proof() {
+        let mut trial = Trial::begin(Duration::ZERO, None, false);
+        for look in 1..400 {
+            let now = Duration::from_millis(250 * look);
+            let stalls = (20..24).contains(&look);
+            trial.take(now, &[seen(75, 0, 0, 20), seen(25, 0, 0, if stalls { 900 } else { 20 })]);
+            let verdict = trial.verdict(&TERMS, NONE, now);
+            assert!(!matches!(verdict, Verdict::Fail(_)), "{verdict:?}");
+        }
+    }
+
+    /// After hours of good times, with everybody known: found out all the same, and soon.
+    #[test]
+    fn a_service_that_goes_bad_late_is_found_out() {
+        let mut trial = Trial::begin(Duration::ZERO, None, false);
+        let mut looks = 0;
+        for look in 1..60_000 {
+            let now = Duration::from_millis(250 * look);
+            let errors = u32::from(look % 4 == 0);
+            trial.renew(now, TERMS.every);
+            trial.take(now, &[seen(75, 3 * errors, 0, 20), seen(25, if look > 50_000 { 25 } else { errors }, 0, 20)]);
+            if let Verdict::Fail(why) = trial.verdict(&TERMS, NONE, now) {
+                assert!(look > 50_000 && why.starts_with("failures"), "{look}: {why}");
+                looks = look - 50_000;
+                break;
+            }
+        }
+        assert!((1..100).contains(&looks), "{looks}");
     }
 
     #[test]

@@ -224,6 +224,8 @@ impl Cohort {
                     // The share when the session began bounds it: raising the share moves only new sessions.
                     let bounded = session.share.min(share);
                     let mut decision = decided(&session.id.to_be_bytes(), bounded, Why::Sticky);
+                    // Who was drawn at another share is not comparable with those of this one.
+                    decision.key = decision.key.filter(|_| bounded == share);
                     // At 0 % nobody is pinned, or the first step would find nobody to move.
                     decision.begin = (known.is_none() && share > 0).then_some(session);
                     return decision;

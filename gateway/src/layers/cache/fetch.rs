@@ -249,6 +249,7 @@ where
         if let Some(stored) = &replaces
             && filling.may_replace(stored, now)
         {
+            context.let_down.set(true);
             match result {
                 Ok(response) => response.into_body().drain(),
                 // Whoever looks at the log sees why.

@@ -45,6 +45,7 @@ pub struct Watched {
 
 impl ResponseBody {
     /// Takes a copy of it while its client reads it.
+    #[must_use]
     pub fn watched(self, taken: &Rc<RefCell<Taken>>) -> Self {
         if self.is_end_stream() {
             taken.borrow_mut().end();

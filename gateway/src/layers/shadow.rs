@@ -55,6 +55,10 @@ where
     always_ready!();
 
     fn call(&mut self, request: Request) -> Self::Future {
+        let (route, store) = (request.context.route(), &request.context.worker.store);
+        if route.shadow.is_none() && !store.is_recording() {
+            return Either::Left(self.inner.call(request));
+        }
         let context = request.context.clone();
         if let Some(recorder) = context.worker.store.recorder()
             && let Some(recording) = Recording::of(&request, recorder)

@@ -47,6 +47,7 @@ impl Histogram {
     }
 
     /// Both together.
+    #[must_use]
     pub fn with(&self, other: &Self) -> Self {
         let counts = self.counts.iter().zip(&other.counts).map(|(a, b)| a + b).collect();
         Self { counts, total: self.total + other.total }

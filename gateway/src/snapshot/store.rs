@@ -47,7 +47,7 @@ use crate::{
     },
     routing::path::PathPolicy,
     shadow::{Shadow, record::Recorder},
-    telemetry::metrics::{ProcessStats, RouteStats, Source, UpstreamNow, UpstreamStats},
+    telemetry::metrics::{Counts, ProcessStats, RouteStats, Source, UpstreamNow, UpstreamStats},
     upstream::Upstream,
 };
 
@@ -436,9 +436,14 @@ impl Store {
         std::mem::take(&mut *lock(&self.journal))
     }
 
+    /// Whether anything may have to be recorded: cheap enough to ask for each request.
+    pub fn is_recording(&self) -> bool {
+        self.recording.load(Ordering::Relaxed)
+    }
+
     /// What is to be recorded; nothing most of the time.
     pub fn recorder(&self) -> Option<Arc<Recorder>> {
-        if !self.recording.load(Ordering::Relaxed) {
+        if !self.is_recording() {
             return None;
         }
         let recorder =
@@ -578,7 +583,7 @@ impl Source for Store {
         }
     }
 
-    fn copies(&self, visit: &mut dyn FnMut(&str, &[(&str, u64)], &[(&str, u64)])) {
+    fn copies(&self, visit: &mut dyn FnMut(&str, Counts<'_>, Counts<'_>)) {
         for route in &self.current.load().routes {
             let Some(shadow) = &route.shadow else { continue };
             let [matched, mismatched, undecided] = {

@@ -264,6 +264,9 @@ pub struct ProcessStats {
     pub panics: AtomicU64,
 }
 
+/// Counts by word.
+pub type Counts<'c> = &'c [(&'static str, u64)];
+
 /// Everything that a scrape reads.
 pub trait Source: Send + Sync + 'static {
     /// Calls back for each route.
@@ -271,7 +274,7 @@ pub trait Source: Send + Sync + 'static {
     /// Calls back for each canary, with the share that runs.
     fn shares(&self, visit: &mut dyn FnMut(&str, f64));
     /// Calls back for each route that sends copies: what became of them, and how answers compare.
-    fn copies(&self, visit: &mut dyn FnMut(&str, &[(&str, u64)], &[(&str, u64)]));
+    fn copies(&self, visit: &mut dyn FnMut(&str, Counts<'_>, Counts<'_>));
     /// Calls back for each upstream.
     fn upstreams(&self, visit: &mut dyn FnMut(&str, &UpstreamStats, UpstreamNow));
     /// The process's own.
@@ -564,7 +567,7 @@ mod tests {
 
     impl Source for One {
         fn shares(&self, _: &mut dyn FnMut(&str, f64)) {}
-        fn copies(&self, _: &mut dyn FnMut(&str, &[(&str, u64)], &[(&str, u64)])) {}
+        fn copies(&self, _: &mut dyn FnMut(&str, Counts<'_>, Counts<'_>)) {}
         fn routes(&self, visit: &mut dyn FnMut(&str, &RouteStats)) {
             visit("a \"quoted\" name", &self.0);
         }

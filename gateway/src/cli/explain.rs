@@ -49,7 +49,12 @@ impl Explain {
             claims.push((name.into(), value.into()));
         }
         let (_, snapshot) = offline(&self.config)?;
-        let told = explain(&snapshot, &self.method, &self.url, headers, &Claims::new(claims), self.client);
+        let mut told = explain(&snapshot, &self.method, &self.url, headers, &Claims::new(claims), self.client);
+        let route = snapshot.routes.iter().find(|route| *route.name == *told.route);
+        if route.is_some_and(|route| route.rollout.is_some()) {
+            let note = "asked of the file alone: the share of a rollout is known to the running gateway (`gateway status`, `POST /api/explain`)";
+            told.policies.push(note.to_owned());
+        }
         if self.json {
             print(&format!("{:#}\n", serde_json::to_value(&told)?));
         } else {

@@ -299,6 +299,14 @@ fn policies(route: &Route) -> Vec<String> {
     if route.max_body != u64::MAX {
         all.push(format!("max_body: {} bytes", route.max_body));
     }
+    if let Some(rollout) = &route.rollout {
+        let steps: Vec<String> = rollout.steps.iter().map(ToString::to_string).collect();
+        let share = Share(route.share().unwrap_or(0));
+        all.push(format!("rollout: steps {}, running at {share}", steps.join(", ")));
+    }
+    if let Some(shadow) = &route.shadow {
+        all.push(format!("shadow: {} of the monolith's requests are copied", Share(shadow.share)));
+    }
     if let Some(retry) = &route.retry {
         let words = [(retry.connect, "connect"), (retry.reset, "reset")];
         let mut when: Vec<String> = words.into_iter().filter(|(is, _)| *is).map(|(_, word)| word.to_owned()).collect();

@@ -51,7 +51,8 @@ pub(super) fn status(control: &Control) -> Value {
         "config": {
             "file": control.store.path().display().to_string(),
             "files": status.seen.files,
-            "generation": snapshot.generation,
+            // The one that workers look at: it is told once they can see it.
+            "generation": control.store.generation(),
             "hash": format!("{:016x}", snapshot.hash),
             "loaded": snapshot.loaded.to_string(),
             "current": status.error.is_none(),

@@ -27,14 +27,13 @@ async fn what_was_recorded_is_asked_again_elsewhere_and_compared() {
     let recording = tokio::spawn(async move { run(&arguments.each_ref().map(String::as_str)).await });
     until("somebody records", async || gateway.api("/api/status").await["recording"] == true).await;
     for (method, target, fields) in [
-        ("GET", "/a?page=1", vec![("x-secret", "42"), ("accept", "application/json")]),
+        ("GET", "/a?page=1", vec![("x-secret", "unheard-of"), ("accept", "application/json")]),
         ("POST", "/b", vec![]),
         ("GET", "/c", vec![("authorization", "Bearer t")]),
         ("GET", "/c", vec![("cookie", "session=1")]),
         ("GET", "/d?token=secret", vec![]),
         ("HEAD", "/e", vec![]),
         ("GET", "/f?page=2", vec![]),
-        ("GET", "/g", vec![]),
     ] {
         assert_eq!(send(gateway.address, method, target, &fields, "").await.status, 200);
     }
@@ -43,9 +42,11 @@ async fn what_was_recorded_is_asked_again_elsewhere_and_compared() {
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let text = std::fs::read_to_string(&file).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let targets: Vec<&str> = lines.iter().map(|line| line["target"].as_str().unwrap()).collect();
+    let mut targets: Vec<&str> = lines.iter().map(|line| line["target"].as_str().unwrap()).collect();
+    // An exchange ends after its client has the answer: the next may end first.
+    targets.sort_unstable();
     assert_eq!(targets, ["/a?page=1", "/e", "/f?page=2"]);
-    assert!(!text.contains("42") && !text.contains("secret") && !text.contains("Bearer"), "{text}");
+    assert!(!text.contains("unheard-of") && !text.contains("secret") && !text.contains("Bearer"), "{text}");
 
     // The same answers; others; a service that is not there.
     let (same, other) = (Origin::start(service(10)).await, Origin::start(service(11)).await);

@@ -403,11 +403,17 @@ async fn what_could_not_be_journaled_is_once_it_can() {
     let gateway = Gateway::start_on(&path, &[]).await;
     // A file is where the folder should be.
     std::fs::write(folder.path().join("state"), "").unwrap();
+    // A rollout that tries to begin all the time does not keep the journal from being tried again.
+    let ramp = "  - {name: ramp, match: /ramp, upstream: orders, stage: canary, canary: {by: [header:x-user]}, rollout: {steps: [50%]}}\n";
+    let both = format!("{route}{ramp}");
+    gateway.flip(&yaml(&[("legacy", legacy.url()), ("orders", orders.url())], &both)).await;
+    gateway.log_line("the journal cannot be written").await;
     let done = wish(&gateway, "rollback", r#"{"who": "ann"}"#).await;
     assert!(done.json()["warning"].as_str().unwrap().contains("will not outlive"), "{}", done.text());
     assert_eq!(get(gateway.address, "/orders/1").await.field("x-served-by"), "legacy");
     std::fs::remove_file(folder.path().join("state")).unwrap();
-    until("it is written down", async || !history(&gateway).await.is_empty()).await;
+    until("it is written down", async || history(&gateway).await.iter().any(|change| change["who"] == "ann")).await;
+    until("the rollout begins", async || gateway.api("/api/routes/ramp").await["share"] == "50%").await;
     assert!(gateway.api("/api/status").await["state"]["error"].is_null());
     drop(gateway);
     let gateway = Gateway::start_on(&path, &[]).await;

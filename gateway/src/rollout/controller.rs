@@ -338,8 +338,9 @@ impl Controller {
             }
             Err(why) => {
                 // A store that failed once fails for ever; another look at the same file may not.
-                self.journal = None;
-                self.tried = Some(Instant::now());
+                if self.journal.take().is_some() {
+                    self.tried = Some(Instant::now());
+                }
                 self.fail(&why);
                 Err(why)
             }

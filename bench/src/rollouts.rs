@@ -279,10 +279,10 @@ fn simulate(traffic: Traffic, base: f64, rate: f64, fault: Fault, seed: u64) -> 
             continue;
         }
         trial.take(now, &recorder.drain());
-        if trial.renew(now, terms.every) {
+        let verdict = trial.verdict(&terms, Compared::default(), now);
+        if !matches!(verdict, Verdict::Fail(_)) && trial.renew(now, terms.every) {
             recorder.restart();
         }
-        let verdict = trial.verdict(&terms, Compared::default(), now);
         if let Some(next) = position.after(&verdict, &STEPS, true, OnFailure::Rollback) {
             debug_assert!(!matches!(verdict, Verdict::Hold(_)), "nothing moves without proof");
             position = next;

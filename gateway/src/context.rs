@@ -550,7 +550,6 @@ impl Exchange {
             this.decide(self.arm.get(), self.why.get(), upstream);
             this.decided.set(self.decided.get());
         }
-        this.cohort_key.set(self.cohort_key.get());
         Rc::new(this)
     }
 

@@ -242,6 +242,8 @@ impl Controller {
         loop {
             match commands.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(Command::Stop(reply)) => {
+                    self.tried = None;
+                    self.catch_up();
                     self.journal = None;
                     let _ = reply.send(());
                     return;
@@ -262,6 +264,9 @@ impl Controller {
         if std::panic::catch_unwind(AssertUnwindSafe(|| what(self))).is_err() {
             tracing::error!("a look at the rollouts panicked; the next goes on");
             *lock(&self.shared.trouble) = Some("a look at the rollouts panicked: see the log".to_owned());
+            // What it had in hand is taken up where the records have it, not afresh.
+            let Self { seen, running, .. } = self;
+            seen.retain(|name| running.contains_key(name));
         }
     }
 
@@ -304,7 +309,10 @@ impl Controller {
     fn journal(&mut self) -> Result<&Journal, String> {
         if self.journal.is_none() && self.tried.is_none_or(|tried| tried.elapsed() >= TRY_AGAIN) {
             self.tried = Some(Instant::now());
-            match Journal::open(&self.folder) {
+            // Another file may be there than the one that was: what is known here is in it from now on.
+            let opened =
+                Journal::open(&self.folder).and_then(|journal| journal.restore(&self.records).map(|()| journal));
+            match opened {
                 Ok(journal) => self.journal = Some(journal),
                 Err(failure) => self.fail(&failure.to_string()),
             }
@@ -487,12 +495,12 @@ impl Controller {
     fn judge(&mut self, route: &Route, running: &mut Running, now: Duration) {
         let terms = terms(&running.config, route);
         running.follow(route);
-        if running.trial.renew(now, terms.every) {
-            running.ramp.recorder.restart();
-        }
         let compared = running.compared();
         running.verdict =
             if running.position.step.is_none() { Verdict::Pass } else { running.trial.verdict(&terms, compared, now) };
+        if !matches!(running.verdict, Verdict::Fail(_)) && running.trial.renew(now, terms.every) {
+            running.ramp.recorder.restart();
+        }
         running.gates.clear();
         if running.verdict == Verdict::Pass
             && running.position.phase == Phase::Running

@@ -210,6 +210,26 @@ impl Journal {
         Ok(entry)
     }
 
+    /// Makes it say of each route what is known, where it does not.
+    pub fn restore(&self, records: &Records) -> Result<(), Failure> {
+        let known = self.records()?;
+        if records.iter().all(|(name, record)| known.get(name) == Some(record) || *record == Record::default()) {
+            return Ok(());
+        }
+        let write = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            {
+                let mut routes = transaction.open_table(ROUTES)?;
+                for (name, record) in records.iter().filter(|(_, record)| **record != Record::default()) {
+                    routes.insert(&**name, &*serde_json::to_vec(record).unwrap_or_default())?;
+                }
+            }
+            transaction.commit()?;
+            Ok(())
+        };
+        write().map_err(|error| self.broken(&error))
+    }
+
     /// The newest changes, newest first.
     pub fn history(&self, route: Option<&str>, limit: usize) -> Result<Vec<Entry>, Failure> {
         let read = || -> Result<_, redb::Error> {
@@ -275,9 +295,13 @@ mod tests {
         assert!(matches!(Journal::open(folder.path()), Err(Failure::InUse(_))));
         drop(journal);
         let (journal, records) = Journal::resume(folder.path()).unwrap().unwrap();
-        assert_eq!(records, HashMap::from([("a".to_owned(), record)]));
+        assert_eq!(records, HashMap::from([("a".to_owned(), record.clone())]));
         let ids = |route| journal.history(route, 10).unwrap().iter().map(|entry| entry.id).collect::<Vec<_>>();
         assert_eq!((ids(None), ids(Some("a"))), (vec![2, 1], vec![1]));
+        // Another file in its place is told what was known.
+        let other = tempfile::tempdir().unwrap();
+        Journal::open(other.path()).unwrap().restore(&records).unwrap();
+        assert_eq!(Journal::resume(other.path()).unwrap().unwrap().1, records);
     }
 
     #[test]

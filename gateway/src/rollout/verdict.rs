@@ -160,7 +160,7 @@ const LATENCY_FAILS: (f64, Duration) = (1.1, Duration::from_millis(1));
 const LATENCY_PASSES: Duration = Duration::from_millis(5);
 /// How long each half of the latencies is looked at in turn, in seconds.
 const WINDOW: u64 = 10;
-/// How long one race lasts, at least; the next has fewer chances.
+/// How long the first race lasts, at least; each of the next has fewer chances and twice the time.
 const ROUND: Duration = Duration::from_mins(10);
 /// What the service is answering is judged by its 99th percentile.
 const QUANTILE: f64 = 0.99;
@@ -227,7 +227,9 @@ impl Trial {
     /// Begins another race where this one has lasted long enough; then keys may contribute anew. So a service that goes bad after
     /// hours is found out although all who ask it have had their share.
     pub fn renew(&mut self, now: Duration, every: Duration) -> bool {
-        if now.saturating_sub(self.round_since) < every.max(ROUND) {
+        // Each twice as long as the one before: there are few of them, and little is proved late on a quiet route.
+        let length = every.max(ROUND).saturating_mul(1 << self.round.min(20));
+        if now.saturating_sub(self.round_since) < length {
             return false;
         }
         self.round += 1;
@@ -473,6 +475,20 @@ mod tests {
             trial.take(now, &[seen(3, 0, 0, 20), spent]);
             assert!(!matches!(trial.verdict(&TERMS, NONE, now), Verdict::Pass), "{look}");
         }
+    }
+
+    /// One request a minute, and each fails: that takes longer than the first race.
+    #[test]
+    fn a_quiet_service_that_fails_is_found_out_too() {
+        let mut trial = Trial::begin(Duration::ZERO, None, false);
+        let failed = (1..24 * 60).find(|minute| {
+            let now = Duration::from_mins(*minute);
+            trial.take(now, &[seen(99, 0, 0, 20), seen(1, 1, 0, 20)]);
+            let verdict = trial.verdict(&TERMS, NONE, now);
+            trial.renew(now, TERMS.every);
+            matches!(verdict, Verdict::Fail(_))
+        });
+        assert!(failed.is_some_and(|minutes| minutes < 120), "{failed:?}");
     }
 
     /// A pause of a second in one arm is no proof that it is slower.

@@ -321,7 +321,7 @@ fn median(mut values: Vec<u64>, at: f64) -> String {
     values.get(place).map_or("–".to_owned(), ToString::to_string)
 }
 
-/// Simulates, and prints the tables of docs/rollouts.md.
+/// Simulates, and prints the tables of docs/evidence.md.
 pub(crate) fn run(count: u64, seed: u64) -> String {
     let mut out = String::new();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
@@ -391,13 +391,16 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
             share(&runs, |run| run.flagger == End::Complete),
         );
     }
-    let runs = all(count / 50, threads, |n| simulate(Traffic::Independent, 0.005, 1.0, HEALTHY, seed ^ (n + 3) << 22));
-    let _ = writeln!(
-        out,
-        "\nAt 1 request a second, healthy, for an hour: {} rolled back, {} complete, {} held.",
-        share(&runs, |run| run.end == End::RolledBack),
-        share(&runs, |run| run.end == End::Complete),
-        share(&runs, |run| run.end == End::Neither)
-    );
+    for (rate, word) in [(1.0, "1 request"), (5_000.0, "5,000 requests")] {
+        let runs =
+            all(count / 50, threads, |n| simulate(Traffic::Independent, 0.005, rate, HEALTHY, seed ^ (n + 3) << 22));
+        let _ = writeln!(
+            out,
+            "\nAt {word} a second, healthy, for an hour: {} rolled back, {} complete, {} held.",
+            share(&runs, |run| run.end == End::RolledBack),
+            share(&runs, |run| run.end == End::Complete),
+            share(&runs, |run| run.end == End::Neither)
+        );
+    }
     out
 }

@@ -11,12 +11,15 @@
 //! Several bets run beside each other, one of them to keep the money, and a small part of the capital moves between them all the time (Herbster and
 //! Warmuth, "Tracking the best expert", 1998): what was learned in good times is not held against a service that
 //! goes bad later. Requests are not independent, so what one key (a user, a session) can win is bounded: its
-//! second event bets with half of its first, its third with a quarter; and one moment can win only so much. Both only take
+//! later events bet with little (`WEIGHTS`); and one moment can win only so much. Both only take
 //! away from gains, so the expectation stays at most one. Pure.
 
-/// Classes of weight: the n-th event of one key bets with `2⁻ⁿ`, and later ones with nothing. All together are less than one: so the bet stays
-/// fair however the events of one key hang together (Hölder's inequality).
+/// Classes of weight: the n-th event of one key bets with the n-th of them, and later ones with nothing.
 pub const CLASSES: usize = 4;
+
+/// Together they are one: so the bet stays fair however the events of one key hang together (Hölder's inequality).
+/// Most failures are the only one of their key, so most of the bet is on the first.
+const WEIGHTS: [f64; CLASSES] = [0.8, 0.1, 0.05, 0.05];
 
 /// The odds that are bet on. The first keeps the money.
 const ODDS: [f64; 7] = [1.0, 1.25, 1.6, 2.5, 5.0, 20.0, 200.0];
@@ -65,7 +68,7 @@ impl Race {
         }
         let share = service / (monolith + service);
         let weigh = |events: &[u32; CLASSES]| -> f64 {
-            events.iter().zip([0.5, 0.25, 0.125, 0.0625]).map(|(count, weight)| f64::from(*count) * weight).sum()
+            events.iter().zip(WEIGHTS).map(|(count, weight)| f64::from(*count) * weight).sum()
         };
         let [lost, won] = moment.events.map(|events| weigh(&events));
         if lost + won <= 0.0 {

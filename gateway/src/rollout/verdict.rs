@@ -77,9 +77,13 @@ pub type Arms<T> = [T; 2];
 pub struct Trial {
     /// When it began.
     pub since: Duration,
-    /// The race that runs: each has its own part of `alpha`.
+    /// Races before the one that runs: each has its own part of `alpha`.
     round: u32,
     round_since: Duration,
+    /// Those that lasted their time.
+    lasted: u32,
+    /// Keys that have failed, and that were answered 4xx, during this race.
+    spent: [u64; 2],
     errors: Race,
     client_errors: Race,
     pending: Arms<Seen>,
@@ -162,6 +166,8 @@ const LATENCY_PASSES: Duration = Duration::from_millis(5);
 const WINDOW: u64 = 10;
 /// How long the first race lasts, at least; each of the next has fewer chances and twice the time.
 const ROUND: Duration = Duration::from_mins(10);
+/// A race is over when so many keys have failed, or were answered 4xx: there would soon be none left to bet on.
+pub const ENOUGH_KEYS: u64 = 1 << 15;
 /// What the service is answering is judged by its 99th percentile.
 const QUANTILE: f64 = 0.99;
 
@@ -199,6 +205,8 @@ impl Trial {
             for (bucket, count) in &seen.latencies {
                 totals.latencies[half].add(usize::from(*bucket), u64::from(*count));
             }
+            self.spent[0] += u64::from(seen.errors[0]);
+            self.spent[1] += u64::from(seen.client_errors[0]);
             let pending = &mut self.pending[arm];
             pending.counted += seen.counted;
             for class in 0..CLASSES {
@@ -228,12 +236,15 @@ impl Trial {
     /// hours is found out although all who ask it have had their share.
     pub fn renew(&mut self, now: Duration, every: Duration) -> bool {
         // Each twice as long as the one before: there are few of them, and little is proved late on a quiet route.
-        let length = every.max(ROUND).saturating_mul(1 << self.round.min(20));
-        if now.saturating_sub(self.round_since) < length {
+        let length = every.max(ROUND).saturating_mul(1 << self.lasted.min(20));
+        let lasted = now.saturating_sub(self.round_since) >= length;
+        if !lasted && self.spent.iter().all(|keys| *keys < ENOUGH_KEYS) {
             return false;
         }
+        self.lasted += u32::from(lasted);
         self.round += 1;
         self.round_since = now;
+        self.spent = [0; 2];
         (self.errors, self.client_errors) = (Race::default(), Race::default());
         (self.pending, self.pending_since) = (Arms::default(), None);
         true

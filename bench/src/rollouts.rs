@@ -25,6 +25,15 @@ const TICK: Duration = Duration::from_millis(250);
 /// A simulation ends then at the latest.
 const LONGEST: Duration = Duration::from_hours(1);
 
+/// Clients that send most requests, in `Traffic::Heavy`.
+const HEAVY: u64 = 12;
+/// The share of 4xx.
+const REFUSED: f64 = 0.03;
+
+fn part(share: u16) -> f64 {
+    f64::from(share) / 10_000.0
+}
+
 /// `SplitMix64`.
 struct Random(u64);
 
@@ -82,6 +91,8 @@ enum Traffic {
     Bursts,
     /// The rate of failures and the load go up and down.
     Drift,
+    /// Twelve clients send nine tenths of the requests; each has a share of failures and of 4xx of its own, and one is slow.
+    Heavy,
 }
 
 /// What is wrong with the service.
@@ -147,6 +158,8 @@ struct World {
     base: f64,
     /// What each user's requests fail of.
     users: Vec<f64>,
+    /// What they are answered 4xx of.
+    refused: Vec<f64>,
     random: Random,
     /// Until when both arms fail more.
     storm: Duration,
@@ -159,12 +172,15 @@ struct World {
 impl World {
     fn new(traffic: Traffic, base: f64, seed: u64) -> Self {
         let mut random = Random(seed);
-        let users = if traffic == Traffic::Users {
-            (0..2_000).map(|_| random.beta(base * 10.0, (1.0 - base) * 10.0)).collect()
-        } else {
-            Vec::new()
+        let (count, scale) = match traffic {
+            Traffic::Users => (2_000, 10.0),
+            Traffic::Heavy => (HEAVY, 3.0),
+            _ => (0, 1.0),
         };
-        Self { traffic, base, users, random, storm: Duration::ZERO, run: [0; 2], repeats: (0, 0) }
+        let mut shares = |base: f64| (0..count).map(|_| random.beta(base * scale, (1.0 - base) * scale)).collect();
+        let users = shares(base);
+        let refused = if traffic == Traffic::Heavy { shares(REFUSED) } else { Vec::new() };
+        Self { traffic, base, users, refused, random, storm: Duration::ZERO, run: [0; 2], repeats: (0, 0) }
     }
 
     fn user(&mut self) -> u64 {
@@ -175,6 +191,7 @@ impl World {
         match self.traffic {
             // Some ask far more than others.
             Traffic::Users => (self.random.unit().powi(2) * self.users.len() as f64) as u64,
+            Traffic::Heavy if self.random.chance(0.9) => self.random.next() % HEAVY,
             _ => self.random.next() % 1_000_000,
         }
     }
@@ -183,6 +200,7 @@ impl World {
         match self.traffic {
             Traffic::Independent => self.base,
             Traffic::Users => self.users[user as usize],
+            Traffic::Heavy => self.users.get(user as usize).copied().unwrap_or(self.base),
             Traffic::Bursts => {
                 if now < self.storm {
                     return (self.base * 20.0).min(0.5);
@@ -219,7 +237,7 @@ fn simulate(traffic: Traffic, base: f64, rate: f64, fault: Fault, seed: u64) -> 
     };
     let recorder = Recorder::default();
     let mut position = Position { phase: Phase::Running, step: Some(0) };
-    let mut trial = Trial::begin(Duration::ZERO, None, false);
+    let mut trial = Trial::begin(Duration::ZERO, None, part(STEPS[0]));
     let mut flagger =
         Flagger { requests: 0, failures: 0, latencies: Histogram::default(), failed: 0, step: 0, end: End::Neither };
     let mut run = Run { end: End::Neither, requests: 0, time: LONGEST, failed: 0, flagger: End::Neither };
@@ -232,21 +250,21 @@ fn simulate(traffic: Traffic, base: f64, rate: f64, fault: Fault, seed: u64) -> 
             left -= 1.0;
             let user = world.user();
             let key = user.wrapping_mul(0xD6E8_FEB8_6659_FD93) ^ seed;
-            let bucket = u16::try_from((key ^ (key >> 32)).wrapping_mul(0xFF51_AFD7_ED55_8CCD) >> 32 & 0xFFFF)
-                .unwrap_or(0)
-                % 10_000;
+            let bucket = u16::try_from(Random(key).next() % 10_000).unwrap_or(0);
             // Who draws this number is the service's in both worlds, as far as the share of each goes.
             let share = position.share(&STEPS);
             let ours = usize::from(bucket < share && run.end == End::Neither);
             let theirs = bucket < STEPS[flagger.step];
             let failing = world.failing(user, ours, now);
+            let refused = world.refused.get(user as usize).copied().unwrap_or(REFUSED);
             let (draw, client_draw) = (world.random.unit(), world.random.unit());
-            let base = (0.02 * world.random.normal().mul_add(0.8, 0.0).exp()).min(30.0);
+            let slow = traffic == Traffic::Heavy && user == 0;
+            let base = (if slow { 2.0 } else { 0.02 } * world.random.normal().mul_add(0.8, 0.0).exp()).min(30.0);
             let outcome = |bad: bool| {
                 let (errors, client) = if bad { (fault.errors, fault.client_errors) } else { (0.0, 0.0) };
                 if draw < failing + errors {
                     Outcome::Failed
-                } else if client_draw < 0.03 + client {
+                } else if client_draw < refused + client {
                     Outcome::ClientError
                 } else {
                     Outcome::Good
@@ -255,7 +273,7 @@ fn simulate(traffic: Traffic, base: f64, rate: f64, fault: Fault, seed: u64) -> 
             let took = |bad: bool| Duration::from_secs_f64(if bad { base * fault.slower } else { base });
             if run.end == End::Neither {
                 let how = outcome(ours == 1);
-                recorder.record(ours, key, now, how, took(ours == 1));
+                recorder.record(ours, key, now, how, Some(took(ours == 1)));
                 if traffic == Traffic::Bursts
                     && how == Outcome::Failed
                     && world.repeats.1 == 0
@@ -280,13 +298,13 @@ fn simulate(traffic: Traffic, base: f64, rate: f64, fault: Fault, seed: u64) -> 
         }
         trial.take(now, &recorder.drain());
         let verdict = trial.verdict(&terms, Compared::default(), now);
-        if !matches!(verdict, Verdict::Fail(_)) && trial.renew(now, terms.every) {
-            recorder.restart();
+        if !matches!(verdict, Verdict::Fail(_)) {
+            recorder.renew(trial.renew(now, terms.every));
         }
         if let Some(next) = position.after(&verdict, &STEPS, true, OnFailure::Rollback) {
             debug_assert!(!matches!(verdict, Verdict::Hold(_)), "nothing moves without proof");
             position = next;
-            trial = Trial::begin(now, Some(&trial), position.share(&STEPS) == 10_000);
+            trial = Trial::begin(now, Some(&trial), part(position.share(&STEPS)));
             recorder.restart();
             run.end = match position.phase {
                 Phase::RolledBack => End::RolledBack,
@@ -330,8 +348,8 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
         "| {count} healthy rollouts | rolled back | complete | still held after an hour | Flagger's rule rolls back |\n|---|---|---|---|---|"
     );
     let mut total = Vec::new();
-    for traffic in [Traffic::Independent, Traffic::Users, Traffic::Bursts, Traffic::Drift] {
-        let runs = all(count / 4, threads, |n| {
+    for traffic in [Traffic::Independent, Traffic::Users, Traffic::Bursts, Traffic::Drift, Traffic::Heavy] {
+        let runs = all(count / 5, threads, |n| {
             let seed = seed ^ (n + 1) << 20 ^ traffic as u64;
             // From 0.1 to 2 %, evenly in the logarithm.
             let base = 0.001 * 20.0_f64.powf(Random(seed).unit());

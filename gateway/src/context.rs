@@ -356,6 +356,11 @@ pub enum Served {
 }
 
 impl Served {
+    /// Whether the answer was kept from another request.
+    fn is_kept(self) -> bool {
+        matches!(self, Self::Hit | Self::Stale | Self::Collapsed)
+    }
+
     /// The word in logs and metrics.
     pub fn word(self) -> &'static str {
         SERVED[self as usize]
@@ -440,8 +445,8 @@ pub struct Exchange {
     pub why: Cell<Why>,
     /// The cohort bucket.
     pub bucket: Cell<Option<u16>>,
-    /// Which of the keys of its bucket it has.
-    pub cohort_key: Cell<Option<u64>>,
+    /// Which of the keys of its bucket it has, and the share at which it was drawn.
+    pub cohort_key: Cell<Option<(u64, u16)>>,
     /// The index of the upstream asked.
     pub upstream: Cell<Option<usize>>,
     /// The response's status.
@@ -691,9 +696,11 @@ impl Exchange {
     /// What this request says of the arm that it was drawn into.
     fn testify(&self, recorder: &Recorder, key: u64, duration: Duration) {
         let decided = self.decided.get();
-        // What the gateway has answered itself says nothing of either.
         let let_down = self.let_down.get();
-        if (self.arm.get() == Arm::Gateway && !let_down) || decided == Arm::Gateway {
+        // What an arm's cache has is the arm's answer. Else the same 404 would come once from each, however many ask for it.
+        let kept = self.arm.get() == Arm::Gateway && self.cache.get().is_some_and(Served::is_kept);
+        // What the gateway has answered itself says nothing of either.
+        if (self.arm.get() == Arm::Gateway && !let_down && !kept) || decided == Arm::Gateway {
             return;
         }
         let outcome = match (&*self.failure.borrow(), self.fallback.get(), self.status.get()) {
@@ -707,7 +714,8 @@ impl Exchange {
             (None, None, status) => outcome_of(status),
         };
         let now = self.started.duration_since(self.worker.born) + duration;
-        recorder.record(usize::from(decided == Arm::Service), key, now, outcome, self.head.get().unwrap_or(duration));
+        let head = (!kept).then(|| self.head.get().unwrap_or(duration));
+        recorder.record(usize::from(decided == Arm::Service), key, now, outcome, head);
     }
 
     fn finish(&self) {
@@ -738,7 +746,10 @@ impl Exchange {
             },
         };
         route.stats.record(self.worker.index, self.arm.get(), class, duration);
-        if let (Some(ramp), Some(key)) = (&route.overlay.ramp, self.cohort_key.get()) {
+        if let (Some(ramp), Some((key, share))) = (&route.overlay.ramp, self.cohort_key.get())
+            // Who was drawn at another share is not comparable with those of this one.
+            && ramp.share() == share
+        {
             self.testify(&ramp.recorder, key, duration);
         }
         if self.counted.get() {

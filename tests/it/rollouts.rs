@@ -197,6 +197,35 @@ async fn a_service_that_answers_404_to_everything_fails() {
     assert_eq!(rollout(&gateway).await["share"], "50%");
 }
 
+/// A cache of its own asks each arm once in a while, however many ask it: of a page that neither has, the service seemed to
+/// have no fewer 404 than the monolith, with a tenth of the requests.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_cache_has_is_the_answer_of_its_arm() {
+    let lost = || Reply::new("404 Not Found", &[("cache-control", "max-age=600")], "no");
+    let (legacy, orders) = (Origin::start(move |_| lost()).await, Origin::start(move |_| lost()).await);
+    let text = file(&legacy, &orders, "steps: [10%, 100%], min_requests: 100000")
+        .replace("    retry: none\n", "    retry: none\n    cache: {}\n");
+    let gateway = Gateway::start(&text).await;
+    until("the first step", async || rollout(&gateway).await["share"] == "10%").await;
+    let mut client = Client::new(gateway.address);
+    for n in 0..1_000 {
+        let user = n.to_string();
+        let answer = client.send(request("GET", "/orders/1", &[("x-user", &user)], "")).await.unwrap();
+        assert_eq!(answer.status, 404);
+    }
+    let mut evidence = Value::Null;
+    until("all of them count", async || {
+        evidence = rollout(&gateway).await["evidence"].take();
+        evidence["counted"].as_array().unwrap().iter().map(|count| count.as_u64().unwrap()).sum::<u64>() == 1_000
+    })
+    .await;
+    let asked = legacy.count() + orders.count();
+    assert!(asked < 10, "{asked}");
+    assert_eq!(evidence["client_errors"], json!([100.0, 100.0]), "{evidence}");
+    let service = evidence["counted"][1].as_u64().unwrap();
+    assert!((50..=160).contains(&service), "{evidence}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_neither_promotes_nor_aborts() {
     let (legacy, orders) = (Origin::named("legacy").await, Origin::named("orders").await);

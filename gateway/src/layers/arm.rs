@@ -70,7 +70,7 @@ fn pick(request: &mut Request) -> Result<Option<HeaderValue>, Error> {
                 context.client.get(),
                 || context.worker.random(),
             );
-            context.cohort_key.set(decision.key);
+            context.cohort_key.set(decision.key.map(|key| (key, decision.share)));
             let (arm, upstream) =
                 if decision.service { (Arm::Service, service()?) } else { (Arm::Legacy, route.baseline) };
             context.bucket.set(decision.bucket);

@@ -35,13 +35,22 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// The share of `hits` among `count`.
+/// The share of `hits` among `count`, soonest known where it is about a percent.
 pub fn share(hits: f64, count: f64, alpha: f64) -> Interval {
+    around((A, B), hits, count, alpha)
+}
+
+/// The same where it may as well be any other.
+pub fn any_share(hits: f64, count: f64, alpha: f64) -> Interval {
+    around((1.0, 1.0), hits, count, alpha)
+}
+
+fn around(mixture: (f64, f64), hits: f64, count: f64, alpha: f64) -> Interval {
     if count <= 0.0 {
         return Interval { low: 0.0, high: 1.0 };
     }
     let limit = (1.0 / alpha).ln();
-    let against = against(hits, count, (A, B));
+    let against = against(hits, count, mixture);
     let refused = |share: f64| against(share) >= limit;
     let mean = (hits / count).clamp(0.0, 1.0);
     let bisect = |mut inside: f64, mut outside: f64| {
@@ -115,6 +124,8 @@ mod tests {
         assert!(none.low == 0.0 && none.high < 0.005, "{none:?}");
         let all = share(50.0, 50.0, 0.001);
         assert!(all.low > 0.1 && (all.high - 1.0).abs() < 1e-9, "{all:?}");
+        let all = any_share(50.0, 50.0, 0.001);
+        assert!(all.low > 0.75 && (all.high - 1.0).abs() < 1e-9, "{all:?}");
     }
 
     #[test]

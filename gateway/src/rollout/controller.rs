@@ -467,7 +467,7 @@ impl Controller {
             let running = Running {
                 ramp: ramp.clone(),
                 position,
-                trial: Trial::begin(self.now(), None, position.share(&steps) == BUCKETS),
+                trial: Trial::begin(self.now(), None, part(position.share(&steps))),
                 steps,
                 compared: compared(route),
                 shadow: route.shadow.clone(),
@@ -498,8 +498,8 @@ impl Controller {
         let compared = running.compared();
         running.verdict =
             if running.position.step.is_none() { Verdict::Pass } else { running.trial.verdict(&terms, compared, now) };
-        if !matches!(running.verdict, Verdict::Fail(_)) && running.trial.renew(now, terms.every) {
-            running.ramp.recorder.restart();
+        if !matches!(running.verdict, Verdict::Fail(_)) {
+            running.ramp.recorder.renew(running.trial.renew(now, terms.every));
         }
         running.gates.clear();
         if running.verdict == Verdict::Pass
@@ -617,14 +617,16 @@ impl Controller {
                 return Err(why);
             }
         };
+        // Requests count that were drawn at the share that runs when they end: so first that, and then all anew.
+        running.ramp.set(next.share(&running.steps), back);
         if next.step != before.step || next.phase == Phase::RolledBack || before.phase == Phase::Frozen {
-            running.trial = Trial::begin(self.now(), Some(&running.trial), next.share(&running.steps) == BUCKETS);
+            let share = part(next.share(&running.steps));
+            running.trial = Trial::begin(self.now(), Some(&running.trial), share);
             running.ramp.recorder.restart();
         }
         running.asked = Asked::NotYet;
         running.gates.clear();
         running.verdict = Verdict::Hold(Vec::new());
-        running.ramp.set(next.share(&running.steps), back);
         self.tell(&entry);
         Ok(Done { entry: Some(entry), warning })
     }
@@ -817,6 +819,11 @@ impl Running {
             "evidence": self.trial.evidence(self.compared()),
         })
     }
+}
+
+/// A share of the keys, of one.
+fn part(share: u16) -> f64 {
+    f64::from(share) / f64::from(BUCKETS)
 }
 
 fn entry(

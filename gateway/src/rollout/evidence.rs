@@ -11,9 +11,10 @@ use std::{
 };
 
 use super::{
+    contest::ENOUGH_KEYS,
     latency,
     race::CLASSES,
-    verdict::{Arms, ENOUGH_KEYS, Seen},
+    verdict::{Arms, Kinds, Renewed, Seen},
 };
 
 /// Keys that are told apart; those that share a place share its cap. At the end of the longest race half of the places are taken.
@@ -21,10 +22,10 @@ use super::{
 /// Both arms share all of them: the arm with more keys would else have more of them in each place, its events would weigh less,
 /// and the other would look worse for that alone.
 const PLACES: u64 = 2 * ENOUGH_KEYS;
-/// The window in which a key's requests are counted.
+/// The window in which a key's requests are counted, in seconds.
 const WINDOW: u64 = 10;
 /// Requests of one key that count in a window.
-const REQUESTS: u64 = 8;
+const REQUESTS: u32 = 8;
 
 /// How a request went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,23 +38,80 @@ pub enum Outcome {
     Failed,
 }
 
+impl Outcome {
+    fn kind(self) -> Option<usize> {
+        match self {
+            Self::Good => None,
+            Self::Failed => Some(0),
+            Self::ClientError => Some(1),
+        }
+    }
+}
+
+/// How often each key has come since an epoch began: 24 bits of the epoch, and eight of the count.
+struct Keys(Box<[AtomicU32]>);
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self((0..PLACES).map(|_| AtomicU32::new(0)).collect())
+    }
+}
+
+impl Keys {
+    /// How often it has come before; counts it.
+    fn count(&self, key: u64, epoch: u32) -> u32 {
+        #[allow(clippy::cast_possible_truncation, reason = "a place of the table")]
+        let place = &self.0[(key % PLACES) as usize];
+        let word = place.load(Relaxed);
+        let before = if word >> 8 == epoch & 0xFF_FFFF { word & 0xFF } else { 0 };
+        // Two workers may count the same key at once and one of them be forgotten: it has a little more than its share then.
+        place.store(epoch << 8 | (before + 1).min(0xFF), Relaxed);
+        before
+    }
+}
+
 #[derive(Default)]
 struct Counters {
     all: AtomicU64,
     counted: AtomicU64,
-    failed: AtomicU64,
-    refused: AtomicU64,
-    errors: [AtomicU32; CLASSES],
-    client_errors: [AtomicU32; CLASSES],
+    hits: Kinds<AtomicU64>,
+    classes: Kinds<[AtomicU32; CLASSES]>,
+    times: Times,
+    firsts: Times,
+}
+
+/// Counts by bucket.
+struct Times(Box<[AtomicU32]>);
+
+impl Default for Times {
+    fn default() -> Self {
+        Self((0..latency::BUCKETS).map(|_| AtomicU32::new(0)).collect())
+    }
+}
+
+impl Times {
+    fn add(&self, bucket: usize) {
+        self.0[bucket].fetch_add(1, Relaxed);
+    }
+
+    fn drain(&self) -> Vec<(u16, u32)> {
+        let counts = self.0.iter().enumerate().filter(|(_, count)| count.load(Relaxed) > 0);
+        counts.filter_map(|(n, count)| Some((u16::try_from(n).ok()?, count.swap(0, Relaxed)))).collect()
+    }
 }
 
 /// What is seen of a route.
+#[derive(Default)]
 pub struct Recorder {
     arms: Arms<Counters>,
-    latencies: Arms<Box<[AtomicU32]>>,
-    /// For each place: the step, the window, requests in it, failures and 4xx during the step.
-    places: Box<[AtomicU64]>,
-    step: AtomicU64,
+    /// Requests of a window.
+    requests: Keys,
+    /// Failures and 4xx of a race.
+    events: Kinds<Keys>,
+    races: Kinds<AtomicU32>,
+    /// Requests whose time stands for the key's.
+    timed: Keys,
+    times: AtomicU32,
 }
 
 impl fmt::Debug for Recorder {
@@ -62,121 +120,59 @@ impl fmt::Debug for Recorder {
     }
 }
 
-impl Default for Recorder {
-    fn default() -> Self {
-        let zeros = || (0..latency::BUCKETS).map(|_| AtomicU32::new(0)).collect();
-        Self {
-            arms: Arms::default(),
-            latencies: [zeros(), zeros()],
-            places: (0..PLACES).map(|_| AtomicU64::new(0)).collect(),
-            step: AtomicU64::new(1),
-        }
-    }
-}
-
-/// One place, unpacked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Place {
-    step: u64,
-    window: u64,
-    requests: u64,
-    errors: u64,
-    client_errors: u64,
-}
-
-impl Place {
-    fn read(word: u64) -> Self {
-        Self {
-            step: word >> 48,
-            window: (word >> 24) & 0xFF_FFFF,
-            requests: (word >> 16) & 0xFF,
-            errors: (word >> 8) & 0xFF,
-            client_errors: word & 0xFF,
-        }
-    }
-
-    fn word(self) -> u64 {
-        let Self { step, window, requests, errors, client_errors } = self;
-        step << 48 | window << 24 | requests << 16 | errors.min(0xFF) << 8 | client_errors.min(0xFF)
-    }
-
-    /// Counts a request; the classes of weight of its failure and its 4xx. Nothing where the key has had its share.
-    fn count(&mut self, step: u64, window: u64, outcome: Outcome) -> Option<(Option<usize>, Option<usize>)> {
-        if self.step != step {
-            *self = Self { step, ..Self::default() };
-        }
-        if self.window != window {
-            (self.window, self.requests) = (window, 0);
-        }
-        if self.requests >= REQUESTS {
-            return None;
-        }
-        self.requests += 1;
-        let event = |count: &mut u64, happened: bool| {
-            if !happened {
-                return None;
-            }
-            let class = usize::try_from(*count).unwrap_or(CLASSES);
-            *count += 1;
-            Some(class)
-        };
-        Some((
-            event(&mut self.errors, outcome == Outcome::Failed),
-            event(&mut self.client_errors, outcome == Outcome::ClientError),
-        ))
-    }
-}
-
 impl Recorder {
-    /// A request of an arm (0: the monolith's, 1: the service's) is over.
-    pub fn record(&self, arm: usize, key: u64, now: Duration, outcome: Outcome, head: Duration) {
+    /// A request of an arm (0: the monolith's, 1: the service's) is over; `head` is how long it took to the head, unless a cache had it.
+    pub fn record(&self, arm: usize, key: u64, now: Duration, outcome: Outcome, head: Option<Duration>) {
         let counters = &self.arms[arm];
         counters.all.fetch_add(1, Relaxed);
-        #[allow(clippy::cast_possible_truncation, reason = "a place of the table")]
-        let place = &self.places[(key % PLACES) as usize];
-        let mut read = Place::read(place.load(Relaxed));
-        // Two workers may count the same key at once and one of them be forgotten: it has a little more than its share then.
-        let counted = read.count(self.step.load(Relaxed), (now.as_secs() / WINDOW) & 0xFF_FFFF, outcome);
-        let Some((error, client_error)) = counted else { return };
-        place.store(read.word(), Relaxed);
-        counters.counted.fetch_add(1, Relaxed);
-        self.latencies[arm][latency::bucket(head)].fetch_add(1, Relaxed);
-        if let Some(class) = error {
-            counters.failed.fetch_add(1, Relaxed);
-            counters.errors.get(class).map(|count| count.fetch_add(1, Relaxed));
+        // Windows do not begin at once for all, or all that count would come in their first moments.
+        #[allow(clippy::cast_possible_truncation, reason = "24 bits are kept")]
+        let window = ((now.as_secs() + key % WINDOW) / WINDOW) as u32;
+        if self.requests.count(key, window) >= REQUESTS {
+            return;
         }
-        if let Some(class) = client_error {
-            counters.refused.fetch_add(1, Relaxed);
-            counters.client_errors.get(class).map(|count| count.fetch_add(1, Relaxed));
+        counters.counted.fetch_add(1, Relaxed);
+        if let Some(head) = head {
+            let bucket = latency::bucket(head);
+            counters.times.add(bucket);
+            if self.timed.count(key, self.times.load(Relaxed)) == 0 {
+                counters.firsts.add(bucket);
+            }
+        }
+        if let Some(kind) = outcome.kind() {
+            counters.hits[kind].fetch_add(1, Relaxed);
+            let class = self.events[kind].count(key, self.races[kind].load(Relaxed));
+            let class = usize::try_from(class).unwrap_or(CLASSES);
+            counters.classes[kind].get(class).map(|count| count.fetch_add(1, Relaxed));
         }
     }
 
     /// What was seen since the last time.
     pub fn drain(&self) -> Arms<Seen> {
-        let take = |counts: &[AtomicU32; CLASSES]| counts.each_ref().map(|count| count.swap(0, Relaxed));
-        [0, 1].map(|arm| {
-            let counters = &self.arms[arm];
+        self.arms.each_ref().map(|counters| {
             // What happened is read before how many there were: a request in between is in neither or in the second alone.
-            let (errors, client_errors) = (take(&counters.errors), take(&counters.client_errors));
-            let (failed, refused) = (counters.failed.swap(0, Relaxed), counters.refused.swap(0, Relaxed));
+            let classes =
+                counters.classes.each_ref().map(|counts| counts.each_ref().map(|count| count.swap(0, Relaxed)));
+            let hits = counters.hits.each_ref().map(|count| count.swap(0, Relaxed));
             let counted = counters.counted.swap(0, Relaxed);
-            let latencies = if counted == 0 {
-                Vec::new()
-            } else {
-                let counts = self.latencies[arm].iter().enumerate();
-                counts
-                    .filter(|(_, count)| count.load(Relaxed) > 0)
-                    .filter_map(|(n, count)| Some((u16::try_from(n).ok()?, count.swap(0, Relaxed))))
-                    .collect()
-            };
-            Seen { all: counters.all.swap(0, Relaxed), counted, failed, refused, errors, client_errors, latencies }
+            let [times, firsts] =
+                [&counters.times, &counters.firsts].map(|times| if counted == 0 { Vec::new() } else { times.drain() });
+            Seen { all: counters.all.swap(0, Relaxed), counted, hits, classes, times, firsts }
         })
     }
 
     /// Another step begins: what keys have contributed is forgotten, and what has not been looked at.
     pub fn restart(&self) {
         self.drain();
-        self.step.fetch_update(Relaxed, Relaxed, |step| Some(step % 0xFFFF + 1)).ok();
+        self.renew(Renewed { events: [true; 2], times: true });
+    }
+
+    /// What keys have contributed to these is forgotten.
+    pub fn renew(&self, renewed: Renewed) {
+        for (race, renewed) in self.races.iter().zip(renewed.events) {
+            race.fetch_add(u32::from(renewed), Relaxed);
+        }
+        self.times.fetch_add(u32::from(renewed.times), Relaxed);
     }
 }
 
@@ -192,73 +188,134 @@ mod tests {
     fn a_key_has_its_share_and_no_more() {
         let recorder = Recorder::default();
         for _ in 0..100 {
-            recorder.record(1, 7, NOW, Outcome::Failed, HEAD);
+            recorder.record(1, 7, NOW, Outcome::Failed, Some(HEAD));
         }
         for key in 100..110 {
-            recorder.record(1, key, NOW, Outcome::Failed, HEAD);
+            recorder.record(1, key, NOW, Outcome::Failed, Some(HEAD));
         }
         let [monolith, service] = recorder.drain();
         assert_eq!(monolith, Seen::default());
         assert_eq!((service.all, service.counted), (110, 18));
         // The one key's later failures weigh less and less, and then nothing.
-        assert_eq!((service.errors, service.failed), ([11, 1, 1, 1], 18));
+        assert_eq!((service.classes[0], service.hits), ([11, 1, 1, 1], [18, 0]));
         // The next window has new requests, but the key's failures are known.
-        recorder.record(1, 7, NOW + Duration::from_secs(10), Outcome::Failed, HEAD);
+        recorder.record(1, 7, NOW + Duration::from_secs(10), Outcome::Failed, Some(HEAD));
         let service = recorder.drain()[1].clone();
-        assert_eq!((service.errors, service.failed), ([0; CLASSES], 1), "it is no news any more, but it is a failure");
+        assert_eq!(
+            (service.classes[0], service.hits),
+            ([0; CLASSES], [1, 0]),
+            "it is no news any more, but it is a failure"
+        );
         recorder.restart();
-        recorder.record(1, 7, NOW + Duration::from_secs(10), Outcome::ClientError, HEAD);
+        recorder.record(1, 7, NOW + Duration::from_secs(10), Outcome::ClientError, Some(HEAD));
         let service = &recorder.drain()[1];
-        assert_eq!((service.counted, service.client_errors), (1, [1, 0, 0, 0]));
-        assert_eq!(service.latencies.iter().map(|(_, count)| count).sum::<u32>(), 1);
+        assert_eq!((service.counted, service.classes[1]), (1, [1, 0, 0, 0]));
+        assert_eq!(service.times.iter().map(|(_, count)| count).sum::<u32>(), 1);
+    }
+
+    const TERMS: Terms = Terms {
+        alpha: 0.01,
+        steps: 5,
+        errors: 0.005,
+        client_errors: 0.01,
+        p99: 0.5,
+        mismatches: None,
+        every: Duration::from_mins(10),
+        min_requests: 500,
+    };
+
+    /// Knuth's MMIX.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, n: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % n
+        }
+    }
+
+    /// So many looks at a step with so many requests each: where it failed, if it did, and the races that there were.
+    fn step(
+        share: f64,
+        looks: u64,
+        requests: u64,
+        mut one: impl FnMut() -> (usize, u64, Outcome, Duration),
+    ) -> (Option<(u64, String)>, usize) {
+        let (recorder, mut trial, mut races) = (Recorder::default(), Trial::begin(Duration::ZERO, None, share), 1);
+        for look in 1..=looks {
+            let now = Duration::from_millis(250 * look);
+            for _ in 0..requests {
+                let (arm, key, outcome, head) = one();
+                recorder.record(arm, key, now, outcome, Some(head));
+            }
+            trial.take(now, &recorder.drain());
+            if let Verdict::Fail(why) = trial.verdict(&TERMS, Compared::default(), now) {
+                return (Some((look, why)), races);
+            }
+            let renewed = trial.renew(now, TERMS.every);
+            recorder.renew(renewed);
+            races += usize::from(renewed.events[1]);
+        }
+        (None, races)
     }
 
     /// A million users at 4,000 requests a second, of whom 1 % are the service's: the arms had places of their own, the monolith's were taken
     /// after two minutes, 4xx of new users weighed nothing there any more, and a service that was just as good was taken back.
     #[test]
     fn a_large_arm_does_not_look_better_for_being_large() {
-        let terms = Terms {
-            alpha: 0.01,
-            steps: 5,
-            errors: 0.005,
-            client_errors: 0.01,
-            p99: 0.5,
-            mismatches: None,
-            every: Duration::from_mins(10),
-            min_requests: 500,
-        };
-        let (recorder, mut trial, mut state) = (Recorder::default(), Trial::begin(Duration::ZERO, None, false), 1_u64);
-        let (mut races, mut heard) = (1, 0);
-        for look in 1..=2_400 {
-            let now = Duration::from_millis(250 * look);
-            for _ in 0..1_000 {
-                // Knuth's MMIX.
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                let (drawn, key) = (state >> 33, state >> 20);
-                let outcome = match drawn % 1_000 {
-                    0..5 => Outcome::Failed,
-                    5..35 => Outcome::ClientError,
-                    _ => Outcome::Good,
-                };
-                recorder.record(usize::from(drawn / 1_000 % 100 == 0), key, now, outcome, HEAD);
-            }
-            let seen = recorder.drain();
-            heard = seen.iter().map(|seen| seen.client_errors[0]).sum();
-            trial.take(now, &seen);
-            let verdict = trial.verdict(&terms, Compared::default(), now);
-            assert!(!matches!(verdict, Verdict::Fail(_)), "after {now:?}: {verdict:?}");
-            if trial.renew(now, terms.every) {
-                recorder.restart();
-                races += 1;
-            }
-        }
+        let mut random = Random(1);
+        let (failed, races) = step(0.01, 2_400, 1_000, || {
+            let outcome = match random.below(1_000) {
+                0..5 => Outcome::Failed,
+                5..35 => Outcome::ClientError,
+                _ => Outcome::Good,
+            };
+            (usize::from(random.below(100) == 0), random.below(1 << 40), outcome, HEAD)
+        });
         // Nor does it become deaf.
-        assert!(races > 1 && heard > 5, "{races} races, {heard} heard of at the end");
+        assert!(failed.is_none() && races > 1, "{failed:?}, {races} races");
     }
 
+    /// Twelve that ask a lot and are never refused were the monolith's by chance. What they asked made its part of all requests large,
+    /// and each 4xx of others looked as if it should have been its.
     #[test]
-    fn places_are_packed_and_unpacked() {
-        let place = Place { step: 0xFFFF, window: 0xFF_FFFF, requests: 8, errors: 255, client_errors: 3 };
-        assert_eq!(Place::read(place.word()), place);
+    fn clients_that_ask_a_lot_do_not_move_the_odds() {
+        let mut random = Random(1);
+        let (failed, _) = step(0.25, 4 * 3_600, 12, || {
+            if random.below(12) < 10 {
+                return (0, random.below(12), Outcome::Good, HEAD);
+            }
+            let outcome = if random.below(10) == 0 { Outcome::ClientError } else { Outcome::Good };
+            (usize::from(random.below(4) == 0), 100 + random.below(1 << 40), outcome, HEAD)
+        });
+        assert!(failed.is_none(), "{failed:?}");
+    }
+
+    /// One client that asks for reports was more than a hundredth of a small arm.
+    #[test]
+    fn one_slow_client_is_no_slow_service() {
+        let mut random = Random(1);
+        let (failed, _) = step(0.05, 4 * 1_800, 12, || match random.below(60) {
+            0 => (1, 7, Outcome::Good, Duration::from_secs(2)),
+            1..4 => (1, 100 + random.below(1 << 40), Outcome::Good, HEAD),
+            _ => (0, 100 + random.below(1 << 40), Outcome::Good, HEAD),
+        });
+        assert!(failed.is_none(), "{failed:?}");
+    }
+
+    /// So many 4xx that their races were over each few seconds ended the races of failures as well, which then never found anything.
+    #[test]
+    fn many_4xx_do_not_hide_failures() {
+        let mut random = Random(1);
+        let (failed, _) = step(0.01, 480, 5_000, || {
+            let arm = usize::from(random.below(100) == 0);
+            let outcome = match random.below(1_000) {
+                n if n < 5 + 10 * arm as u64 => Outcome::Failed,
+                100..500 => Outcome::ClientError,
+                _ => Outcome::Good,
+            };
+            (arm, random.below(1 << 40), outcome, HEAD)
+        });
+        assert!(failed.as_ref().is_some_and(|(_, why)| why.starts_with("failures")), "{failed:?}");
     }
 }

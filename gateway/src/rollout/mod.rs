@@ -1,6 +1,7 @@
 //! Rollouts: evidence, verdict, steps, and what is written down of them.
 
 pub mod bounds;
+pub mod contest;
 pub mod controller;
 pub mod evidence;
 pub mod journal;

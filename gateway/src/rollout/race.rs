@@ -1,7 +1,7 @@
 //! Which arm has more of something than its share of requests: an e-process.
 //!
-//! Given that something happened to a request of either arm, under the null hypothesis (the service has no more of
-//! it than the monolith) it was the service's with a probability of at most its share `π` of the requests, whatever the
+//! Keys were drawn into the arms by their hash, a share `π` of them into the service's. So under the null hypothesis (the service has no more of
+//! it than the monolith) what happens to a key is the service's with a probability of at most `π`, whatever its requests are and whatever the
 //! rate is at the time: load, bursts that hit both arms and drift cancel. A bet of odds `ψ > 1` on the service
 //! multiplies the capital by `ψ / (1 + π(ψ − 1))` when it was the service's and by `1 / (1 + π(ψ − 1))` when it was
 //! the monolith's: under the null its expectation is at most one, so the capital is an e-process, and the chance that it ever
@@ -11,8 +11,8 @@
 //! Several bets run beside each other, one of them to keep the money, and a small part of the capital moves between them all the time (Herbster and
 //! Warmuth, "Tracking the best expert", 1998): what was learned in good times is not held against a service that
 //! goes bad later. Requests are not independent, so what one key (a user, a session) can win is bounded: its
-//! later events bet with little (`WEIGHTS`); and one moment can win only so much. Both only take
-//! away from gains, so the expectation stays at most one. Pure.
+//! later events bet with little (`WEIGHTS`); and one moment can win only so much: the rest is paid out in the moments that follow for as long
+//! as the service goes on to be worse, and is lost otherwise. Both only take away from gains, so the expectation stays at most one. Pure.
 
 /// Classes of weight: the n-th event of one key bets with the n-th of them, and later ones with nothing.
 pub const CLASSES: usize = 4;
@@ -32,9 +32,11 @@ const MOMENT: f64 = 1.0;
 /// What happened at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Moment {
-    /// Requests of the monolith and of the service.
-    pub requests: [f64; 2],
-    /// What happened to them, by class of weight.
+    /// The share of keys that were drawn into the service.
+    pub share: f64,
+    /// Whether more of the service's requests had it, whatever their keys.
+    pub worse: bool,
+    /// What happened to requests of the monolith and of the service, by class of weight.
     pub events: [[u32; CLASSES]; 2],
 }
 
@@ -47,6 +49,8 @@ pub struct Race {
     moments: f64,
     /// The logarithm of all of it.
     capital: f64,
+    /// What single moments have won beyond what is paid out at once.
+    reserve: f64,
     /// The most that it ever was.
     most: f64,
 }
@@ -55,25 +59,36 @@ impl Default for Race {
     fn default() -> Self {
         #[allow(clippy::cast_precision_loss, reason = "seven")]
         let even = 1.0 / ODDS.len() as f64;
-        Self { spread: [even; ODDS.len()], moments: 0.0, capital: 0.0, most: 0.0 }
+        Self { spread: [even; ODDS.len()], moments: 0.0, capital: 0.0, reserve: 0.0, most: 0.0 }
     }
 }
 
 impl Race {
     /// Takes in what happened at a moment.
     pub fn run(&mut self, moment: &Moment) {
-        let [monolith, service] = moment.requests;
-        if monolith <= 0.0 || service <= 0.0 {
+        let share = moment.share;
+        if share <= 0.0 || share >= 1.0 {
             return;
         }
-        let share = service / (monolith + service);
         let weigh = |events: &[u32; CLASSES]| -> f64 {
             events.iter().zip(WEIGHTS).map(|(count, weight)| f64::from(*count) * weight).sum()
         };
         let [lost, won] = moment.events.map(|events| weigh(&events));
-        if lost + won <= 0.0 {
-            return;
+        let gain = if lost + won > 0.0 { self.bet(share, lost, won) } else { 0.0 };
+        self.capital += gain.min(MOMENT);
+        if moment.worse {
+            self.reserve += (gain - MOMENT).max(0.0);
+            let paid = self.reserve.min(MOMENT - gain.clamp(0.0, MOMENT));
+            self.reserve -= paid;
+            self.capital += paid;
+        } else {
+            self.reserve = 0.0;
         }
+        self.most = self.most.max(self.capital);
+    }
+
+    /// What all bets together have won, as a logarithm.
+    fn bet(&mut self, share: f64, lost: f64, won: f64) -> f64 {
         let mut gains = [0.0; ODDS.len()];
         for (gain, odds) in gains.iter_mut().zip(ODDS) {
             *gain = won * odds.ln() - (won + lost) * (share * (odds - 1.0)).ln_1p();
@@ -81,8 +96,6 @@ impl Race {
         let best = gains.iter().copied().fold(f64::MIN, f64::max);
         let parts: Vec<f64> = self.spread.iter().zip(gains).map(|(part, gain)| part * (gain - best).exp()).collect();
         let sum: f64 = parts.iter().sum();
-        self.capital += (sum.ln() + best).min(MOMENT);
-        self.most = self.most.max(self.capital);
         let moves = 1.0 / (self.moments + MOVES);
         self.moments += 1.0;
         #[allow(clippy::cast_precision_loss, reason = "seven")]
@@ -90,6 +103,7 @@ impl Race {
         for (part, new) in self.spread.iter_mut().zip(parts) {
             *part = (1.0 - moves) * new / sum + even;
         }
+        sum.ln() + best
     }
 
     /// Whether the service was ever shown to have more, but for a chance of `alpha`.
@@ -109,8 +123,8 @@ mod tests {
 
     use super::*;
 
-    fn moment(requests: [f64; 2], events: [u32; 2]) -> Moment {
-        Moment { requests, events: events.map(|count| [count, 0, 0, 0]) }
+    fn moment(share: f64, events: [u32; 2]) -> Moment {
+        Moment { share, worse: events[1] > events[0], events: events.map(|count| [count, 0, 0, 0]) }
     }
 
     #[test]
@@ -118,7 +132,7 @@ mod tests {
         for (share, count) in [(0.01, 3), (0.25, 63), (0.5, 125)] {
             let mut race = Race::default();
             let moments = (1..20).find(|_| {
-                race.run(&moment([250.0 * (1.0 - share), 250.0 * share], [0, count]));
+                race.run(&moment(share, [0, count]));
                 race.is_lost(0.0005)
             });
             assert!(moments.is_some_and(|moments| moments <= 9), "{share}: {moments:?}");
@@ -129,11 +143,11 @@ mod tests {
     fn good_times_are_not_held_against_bad_news() {
         let mut race = Race::default();
         for _ in 0..10_000 {
-            race.run(&moment([750.0, 250.0], [3, 1]));
+            race.run(&moment(0.25, [3, 1]));
         }
         assert!(!race.is_lost(0.01));
         let moments = (1..40).find(|_| {
-            race.run(&moment([750.0, 250.0], [3, 250]));
+            race.run(&moment(0.25, [3, 250]));
             race.is_lost(0.0005)
         });
         assert!(moments.is_some_and(|moments| moments <= 30), "{moments:?}");
@@ -143,27 +157,40 @@ mod tests {
     fn one_key_wins_less_than_several() {
         let after = |events: [u32; CLASSES]| {
             let mut race = Race::default();
-            race.run(&Moment { requests: [50.0, 50.0], events: [[0; CLASSES], events] });
+            race.run(&Moment { share: 0.5, worse: true, events: [[0; CLASSES], events] });
             race.capital
         };
         let (one, two) = (after([1, 1, 0, 0]), after([2, 0, 0, 0]));
         assert!(one < two, "{one} {two}");
     }
 
+    /// What one moment wins beyond its limit is paid out while the service stays worse, and lost once it is not.
+    #[test]
+    fn one_bad_moment_is_no_proof_and_ten_are() {
+        let after = |worse: bool| {
+            let mut race = Race::default();
+            race.run(&moment(0.05, [0, 50]));
+            for _ in 0..20 {
+                race.run(&Moment { share: 0.05, worse, events: [[0; CLASSES]; 2] });
+            }
+            race.is_lost(0.0005)
+        };
+        assert!(after(true) && !after(false));
+    }
+
     proptest! {
         /// The bet is fair: over both outcomes the expected capital is no more than what there was.
         #[test]
-        fn no_bet_wins_under_the_null(requests in (1_u32..1_000, 1_u32..1_000), class in 0..CLASSES, before in 0_u32..20) {
+        fn no_bet_wins_under_the_null(share in 0.0001_f64..0.9999, class in 0..CLASSES, before in 0_u32..20) {
             let mut race = Race::default();
             for _ in 0..before {
-                race.run(&moment([f64::from(requests.0), f64::from(requests.1)], [1, 1]));
+                race.run(&moment(share, [1, 1]));
             }
-            let share = f64::from(requests.1) / f64::from(requests.0 + requests.1);
             let after = |arm: usize| {
                 let mut race = race.clone();
                 let mut events = [[0; CLASSES]; 2];
                 events[arm][class] = 1;
-                race.run(&Moment { requests: [f64::from(requests.0), f64::from(requests.1)], events });
+                race.run(&Moment { share, worse: arm == 1, events });
                 race.capital
             };
             let expected = share * after(1).exp() + (1.0 - share) * after(0).exp();

@@ -6,7 +6,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -48,20 +51,16 @@ impl Outcome {
     }
 }
 
-/// How often each key has come since an epoch began: 24 bits of the epoch, and eight of the count.
-struct Keys(Box<[AtomicU32]>);
-
-impl Default for Keys {
-    fn default() -> Self {
-        Self((0..PLACES).map(|_| AtomicU32::new(0)).collect())
-    }
-}
+/// How often each key has come since an epoch began: 24 bits of the epoch, and eight of the count. Made with the first key: 256 KiB.
+#[derive(Default)]
+struct Keys(OnceLock<Box<[AtomicU32]>>);
 
 impl Keys {
     /// How often it has come before; counts it.
     fn count(&self, key: u64, epoch: u32) -> u32 {
+        let places = self.0.get_or_init(|| (0..PLACES).map(|_| AtomicU32::new(0)).collect());
         #[allow(clippy::cast_possible_truncation, reason = "a place of the table")]
-        let place = &self.0[(key % PLACES) as usize];
+        let place = &places[(key % PLACES) as usize];
         let word = place.load(Relaxed);
         let before = if word >> 8 == epoch & 0xFF_FFFF { word & 0xFF } else { 0 };
         // Two workers may count the same key at once and one of them be forgotten: it has a little more than its share then.

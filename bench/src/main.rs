@@ -97,7 +97,7 @@ fn main() -> anyhow::Result<()> {
             counts::run(&arguments.gateway, layers, max_instructions, max_calls)
         }
         What::Rollouts { count, seed } => {
-            print!("{}", rollouts::run(count, seed));
+            rollouts::run(&mut std::io::stdout(), count, seed)?;
             Ok(())
         }
         What::Idle { clients } => {

@@ -6,7 +6,10 @@
 
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "draws below a known number")]
 
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
 use gateway::{
     config::rollout::OnFailure,
@@ -339,14 +342,17 @@ fn median(mut values: Vec<u64>, at: f64) -> String {
     values.get(place).map_or("–".to_owned(), ToString::to_string)
 }
 
-/// Simulates, and prints the tables of docs/evidence.md.
-pub(crate) fn run(count: u64, seed: u64) -> String {
-    let mut out = String::new();
+/// Simulates, and writes the tables of docs/evidence.md, each row as soon as it is known.
+///
+/// # Errors
+///
+/// When `out` takes no more.
+pub(crate) fn run(out: &mut dyn Write, count: u64, seed: u64) -> io::Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let _ = writeln!(
+    writeln!(
         out,
         "| {count} healthy rollouts | rolled back | complete | still held after an hour | Flagger's rule rolls back |\n|---|---|---|---|---|"
-    );
+    )?;
     let mut total = Vec::new();
     for traffic in [Traffic::Independent, Traffic::Users, Traffic::Bursts, Traffic::Drift, Traffic::Heavy] {
         let runs = all(count / 5, threads, |n| {
@@ -355,28 +361,28 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
             let base = 0.001 * 20.0_f64.powf(Random(seed).unit());
             simulate(traffic, base, 200.0, HEALTHY, seed)
         });
-        let _ = writeln!(
+        writeln!(
             out,
             "| {traffic:?} | {} | {} | {} | {} |",
             share(&runs, |run| run.end == End::RolledBack),
             share(&runs, |run| run.end == End::Complete),
             share(&runs, |run| run.end == End::Neither),
             share(&runs, |run| run.flagger == End::RolledBack)
-        );
+        )?;
         total.extend(runs);
     }
-    let _ = writeln!(
+    writeln!(
         out,
         "| all | {} | {} | {} | {} |\n",
         share(&total, |run| run.end == End::RolledBack),
         share(&total, |run| run.end == End::Complete),
         share(&total, |run| run.end == End::Neither),
         share(&total, |run| run.flagger == End::RolledBack)
-    );
-    let _ = writeln!(
+    )?;
+    writeln!(
         out,
         "| the service is worse by | rolled back | complete | its requests until then: median, 95 % | seconds: median | Flagger's rule: rolled back | complete |\n|---|---|---|---|---|---|---|"
-    );
+    )?;
     let points = |points: f64| Fault { errors: points / 100.0, ..HEALTHY };
     let client = |points: f64| Fault { client_errors: points / 100.0, ..HEALTHY };
     let slower = |slower: f64| Fault { slower, ..HEALTHY };
@@ -397,7 +403,7 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
         let back = |run: &&Run| run.end == End::RolledBack;
         let requests = || runs.iter().filter(back).map(|run| run.requests).collect::<Vec<_>>();
         let times = runs.iter().filter(back).map(|run| run.time.as_secs()).collect::<Vec<_>>();
-        let _ = writeln!(
+        writeln!(
             out,
             "| {name} | {} | {} | {}, {} | {} | {} | {} |",
             share(&runs, |run| run.end == End::RolledBack),
@@ -407,18 +413,18 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
             median(times, 0.5),
             share(&runs, |run| run.flagger == End::RolledBack),
             share(&runs, |run| run.flagger == End::Complete),
-        );
+        )?;
     }
     for (rate, word) in [(1.0, "1 request"), (5_000.0, "5,000 requests")] {
         let runs =
             all(count / 50, threads, |n| simulate(Traffic::Independent, 0.005, rate, HEALTHY, seed ^ (n + 3) << 22));
-        let _ = writeln!(
+        writeln!(
             out,
             "\nAt {word} a second, healthy, for an hour: {} rolled back, {} complete, {} held.",
             share(&runs, |run| run.end == End::RolledBack),
             share(&runs, |run| run.end == End::Complete),
             share(&runs, |run| run.end == End::Neither)
-        );
+        )?;
     }
-    out
+    Ok(())
 }

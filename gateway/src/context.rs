@@ -5,6 +5,7 @@
 //! each request is told once, however it went.
 
 use std::{
+    borrow::Cow,
     cell::{Cell, OnceCell, RefCell},
     net::IpAddr,
     rc::Rc,
@@ -14,6 +15,7 @@ use std::{
 
 use http::{HeaderValue, Method, Uri, Version, header, uri::PathAndQuery};
 use http_body::Body as _;
+use opentelemetry::KeyValue;
 use slab::Slab;
 use tokio::time::Instant;
 
@@ -25,6 +27,12 @@ use crate::{
     fields,
     http1::{head::reuse_map, write::Overrides},
     inbound::Inbound,
+    inventory::{
+        self,
+        counts::Seen,
+        feed::Feed,
+        tree::{method_number, writes},
+    },
     resilience::{balance::Balance, bulkhead::Lane},
     rollout::evidence::{Outcome, Recorder},
     routing::{
@@ -32,10 +40,11 @@ use crate::{
         predicate::Head,
         table::{Found, Match},
     },
-    snapshot::{Route, Snapshot, Store},
+    snapshot::{LogTo, Route, Snapshot, Store},
     telemetry::{
         access_log::{AccessLog, Line},
         metrics::{ABORTED, Arm, FALLBACKS, SERVED, class_of},
+        trace::{Told, Trace, Try, traceparent},
     },
     timer::Timer,
     upstream::{
@@ -88,6 +97,7 @@ impl Leg {
             lane,
             last_resort,
             overrides: Overrides::default(),
+            traceparent: RefCell::default(),
             own_host: false,
             chunked,
             copy: context.shadow.get(),
@@ -143,6 +153,8 @@ pub struct Worker {
     pub timer: Timer,
     /// Its end of the access log.
     pub log: AccessLog,
+    /// Its end of the inventory.
+    pub feed: Feed,
     /// What requests carry on that have been here.
     pub via: Via,
     /// What runs.
@@ -201,13 +213,14 @@ const WALL: Duration = Duration::from_secs(1);
 
 impl Worker {
     /// A worker on this thread.
-    pub fn new(index: usize, store: Arc<Store>, log: AccessLog, seed: u64) -> Rc<Self> {
+    pub fn new(index: usize, store: Arc<Store>, log: AccessLog, feed: Feed, seed: u64) -> Rc<Self> {
         let snapshot = store.current();
         let pools = snapshot.upstreams.iter().cloned().map(Pool::new).collect();
         Rc::new(Self {
             index,
             timer: Timer::start(),
             log,
+            feed,
             via: Via::new(store.process.id),
             store,
             draining: Cell::new(false),
@@ -258,17 +271,23 @@ impl Worker {
         z ^ (z >> 31)
     }
 
-    /// A moment as RFC 3339 has its second, and its milliseconds. The wall is looked at, and a second formatted, once each.
-    fn with_time<T>(&self, moment: Instant, write: impl FnOnce((&str, u32)) -> T) -> T {
+    /// What the clock on the wall said at a moment; it is looked at once a second.
+    fn since_epoch(&self, moment: Instant) -> Duration {
         let mut wall = self.wall.borrow_mut();
         if moment.saturating_duration_since(wall.at) > WALL {
             (wall.at, wall.then) = (Instant::now(), SystemTime::now());
         }
         let then = wall.then.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let since = match moment.checked_duration_since(wall.at) {
+        match moment.checked_duration_since(wall.at) {
             Some(after) => then + after,
             None => then.saturating_sub(wall.at.duration_since(moment)),
-        };
+        }
+    }
+
+    /// A moment as RFC 3339 has its second, and its milliseconds. A second is formatted once.
+    fn with_time<T>(&self, moment: Instant, write: impl FnOnce((&str, u32)) -> T) -> T {
+        let since = self.since_epoch(moment);
+        let mut wall = self.wall.borrow_mut();
         if wall.second != since.as_secs() {
             let second = i64::try_from(since.as_secs()).ok().and_then(|s| jiff::Timestamp::from_second(s).ok());
             let text = second.map(|second| second.to_string()).unwrap_or_default();
@@ -459,6 +478,8 @@ pub struct Exchange {
     pub complete: Cell<bool>,
     /// What went wrong.
     pub failure: RefCell<Option<(Kind, String)>>,
+    /// Its part in a trace, where there are any.
+    pub trace: RefCell<Option<Box<Trace>>>,
     /// What there is to do once its client has its answer.
     pub after: RefCell<Option<After>>,
     /// Whether it is a copy: nobody's request, and counted nowhere as such.
@@ -541,6 +562,7 @@ impl Exchange {
             sent: Cell::new(0),
             complete: Cell::new(false),
             failure: RefCell::new(None),
+            trace: RefCell::default(),
             after: RefCell::default(),
             shadow: Cell::new(false),
             counted: Cell::new(false),
@@ -745,7 +767,11 @@ impl Exchange {
                 _ => ABORTED,
             },
         };
-        route.stats.record(self.worker.index, self.arm.get(), class, duration);
+        let method = method_number(&self.method);
+        route.stats.record(self.worker.index, self.arm.get(), class, writes(method), duration);
+        if self.snapshot().inventory {
+            self.note(method, class == ABORTED, duration);
+        }
         if let (Some(ramp), Some((key, share))) = (&route.overlay.ramp, self.cohort_key.get())
             // Who was drawn at another share is not comparable with those of this one.
             && ramp.share() == share
@@ -761,26 +787,133 @@ impl Exchange {
         if let Some(served) = self.cache.get() {
             route.stats.rare.cache[served as usize].fetch_add(1, Relaxed);
         }
-        let failure = self.failure.borrow();
-        if let Some((kind, _)) = &*failure {
+        if let Some((kind, _)) = &*self.failure.borrow() {
             self.count_limit(*kind);
         }
+        let trace = self.trace.take();
+        if let Some(trace) = trace.as_deref().filter(|trace| trace.sampled) {
+            self.tell_trace(trace, class, duration);
+        }
+        let log = &self.snapshot().access_log;
+        // What failed always has its line.
+        let wanted = log.sample == EVERYTHING
+            || !matches!(class, 1..=3)
+            || self.worker.random() % u64::from(EVERYTHING) < u64::from(log.sample);
+        if wanted && log.to != LogTo::Nowhere {
+            self.log(trace.as_deref(), duration);
+        }
+    }
+
+    /// Tells the inventory.
+    fn note(&self, method: u8, aborted: bool, duration: Duration) {
+        let path = self.uri.path().as_bytes();
+        let path = self.key.get().map_or_else(|| path.get(1..).unwrap_or_default(), Vec::as_slice);
+        let micros = u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
+        let seen = Seen { status: self.status.get(), aborted, micros: Some(micros), at: 0 };
+        let request = inventory::tree::Request { method, route: 0, arm: self.arm.get(), seen };
+        self.worker.feed.note(&self.local.snapshot, self.route.get(), path, &request);
+    }
+
+    /// Whether it is traced.
+    pub fn is_traced(&self) -> bool {
+        self.trace.borrow().as_ref().is_some_and(|trace| trace.sampled)
+    }
+
+    /// Begins a try's span, where it is traced, and tells whoever is asked; it and when it began.
+    pub fn begin_try(&self, way: &Way) -> Option<(u64, Duration)> {
+        let trace = self.trace.borrow();
+        let trace = trace.as_ref().filter(|trace| trace.sampled)?;
+        let span = self.worker.random().max(1);
+        *way.traceparent.borrow_mut() = Some(traceparent(trace.trace, span, true));
+        Some((span, self.started.elapsed()))
+    }
+
+    /// Ends it.
+    pub fn end_try(&self, (span, begun): (u64, Duration), upstream: &Upstream, result: Result<u16, &'static str>) {
+        if let Some(trace) = &mut *self.trace.borrow_mut() {
+            trace.add(Try { span, upstream: upstream.name.clone(), at: (begun, self.started.elapsed()), result });
+        }
+    }
+
+    fn tell_trace(&self, trace: &Trace, class: usize, duration: Duration) {
+        let Some(tracer) = &self.snapshot().tracer else { return };
+        let route = self.route();
+        let redact = self.snapshot().access_log.redact;
+        let text = |value: Option<&HeaderValue>| {
+            value.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
+        };
+        let method = self.method.as_str();
+        let mut attributes = vec![
+            KeyValue::new("http.request.method", method.to_owned()),
+            KeyValue::new("url.path", self.told_path(redact.path).into_owned()),
+            KeyValue::new("url.scheme", if self.https.get() { "https" } else { "http" }),
+            KeyValue::new("client.address", self.told_client(redact.client)),
+            KeyValue::new("network.protocol.version", if self.version == Version::HTTP_2 { "2" } else { "1.1" }),
+            KeyValue::new("gateway.request_id", text(self.request_id.get())),
+            KeyValue::new("gateway.route", route.name.to_string()),
+            KeyValue::new("gateway.stage", route.stage.word()),
+            KeyValue::new("gateway.arm", self.arm.get().word()),
+            KeyValue::new("gateway.complete", self.complete.get()),
+        ];
+        if !redact.host {
+            attributes.push(KeyValue::new("server.address", text(self.host.get())));
+        }
+        let name = if route.path.is_empty() {
+            method.to_owned()
+        } else {
+            attributes.push(KeyValue::new("http.route", route.path.to_string()));
+            format!("{method} {}", route.path)
+        };
+        if self.status.get() > 0 {
+            attributes.push(KeyValue::new("http.response.status_code", i64::from(self.status.get())));
+        }
+        if let Some((service, reason)) = self.fallback.get() {
+            attributes.push(KeyValue::new("gateway.fallback", FALLBACKS[reason]));
+            attributes
+                .push(KeyValue::new("gateway.fallback_from", self.snapshot().upstreams[service].name.to_string()));
+        }
+        if let Some(served) = self.cache.get() {
+            attributes.push(KeyValue::new("gateway.cache", served.word()));
+        }
+        let failed = class == class_of(http::StatusCode::BAD_GATEWAY);
+        let error = failed.then(|| match &*self.failure.borrow() {
+            Some((kind, _)) => kind.word().to_owned(),
+            None => self.status.get().to_string(),
+        });
+        let started = UNIX_EPOCH + self.worker.since_epoch(self.started);
+        tracer.take(trace, Told { started, duration, name, attributes, error });
+    }
+
+    fn told_client(&self, redact: bool) -> String {
         let client = self.client.get();
+        if redact { network_of(client).to_string() } else { client.to_string() }
+    }
+
+    /// The path as it may be told.
+    fn told_path(&self, redact: bool) -> Cow<'_, str> {
+        if redact { Cow::Owned(masked(self.uri.path(), &self.route().path)) } else { Cow::Borrowed(self.uri.path()) }
+    }
+
+    fn log(&self, trace: Option<&Trace>, duration: Duration) {
+        let redact = self.snapshot().access_log.redact;
+        let route = self.route();
+        let failure = self.failure.borrow();
         let told;
-        let client = if client == self.connection.peer {
+        let client = if self.client.get() == self.connection.peer && !redact.client {
             self.connection.peer_value.as_bytes()
         } else {
-            told = client.to_string();
+            told = self.told_client(redact.client);
             told.as_bytes()
         };
         self.worker.with_time(self.started, |time| {
             self.worker.log.write(&Line {
                 time,
                 request_id: self.request_id.get().map_or(b"", HeaderValue::as_bytes),
+                trace: trace.map(|trace| trace.trace),
                 client,
                 method: self.method.as_str(),
-                host: self.host.get().map_or(b"", HeaderValue::as_bytes),
-                path: self.uri.path(),
+                host: if redact.host { b"*" } else { self.host.get().map_or(b"", HeaderValue::as_bytes) },
+                path: &self.told_path(redact.path),
                 protocol: if self.version == Version::HTTP_2 {
                     "HTTP/2.0"
                 } else if self.version == Version::HTTP_10 {
@@ -788,7 +921,7 @@ impl Exchange {
                 } else {
                     "HTTP/1.1"
                 },
-                status,
+                status: self.status.get(),
                 route: &route.name,
                 stage: route.stage.word(),
                 arm: self.arm.get().word(),
@@ -812,6 +945,34 @@ impl Exchange {
             });
         });
     }
+}
+
+/// All of them, in hundredths of a percent.
+const EVERYTHING: u16 = 10_000;
+
+/// The network of an address: what is told of a client that is not told.
+fn network_of(address: IpAddr) -> IpAddr {
+    let length = if address.is_ipv4() { 24 } else { 48 };
+    ipnet::IpNet::new(address, length).map_or(address, |net| net.network())
+}
+
+/// A path without what varies in it: what a pattern leaves open, and what does not look like a name.
+fn masked(path: &str, pattern: &str) -> String {
+    let mut pattern = pattern.split('/').skip(1);
+    let mut out = String::with_capacity(path.len());
+    for segment in path.split('/').skip(1) {
+        let open = match pattern.next() {
+            Some(part) => part.starts_with('{') || (part == "**" && !is_name(segment)),
+            None => !is_name(segment),
+        };
+        out.push('/');
+        out.push_str(if open && !segment.is_empty() { "*" } else { segment });
+    }
+    out
+}
+
+fn is_name(segment: &str) -> bool {
+    matches!(inventory::kind(segment), inventory::Kind::Word | inventory::Kind::Page)
 }
 
 fn outcome_of(status: u16) -> Outcome {

@@ -163,6 +163,10 @@ pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// `x-forwarded-host`
 pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// The context of a trace.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// What vendors add to it.
+pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// `x-forwarded-prefix`
 pub const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 /// `ratelimit`

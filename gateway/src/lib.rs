@@ -12,6 +12,7 @@ pub mod error;
 pub mod fields;
 pub mod http1;
 pub mod inbound;
+pub mod inventory;
 pub mod layers;
 pub mod outbound;
 pub mod pipeline;

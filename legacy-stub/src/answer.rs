@@ -1,7 +1,8 @@
 //! What the stub answers.
 //!
 //! Any request may ask for trouble in its query: `stub_delay_ms=200`, `stub_status=503`,
-//! `stub_cut=1` (the response breaks off in its body).
+//! `stub_cut=1` (the response breaks off in its body). `PUT /_stub/defects` with `orders=number` as its body gives it a defect, or
+//! with an empty one takes them all away; `GET /_stub/counts` says what it was asked.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -56,6 +57,12 @@ pub(crate) async fn answer(stub: Arc<Stub>, request: Request<Incoming>) -> Resul
     }
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    if path == "/_stub/defects" {
+        return Ok(match stub.spoil(&String::from_utf8_lossy(&body)) {
+            Ok(()) => json_answer(StatusCode::OK, &json!({"ok": true})),
+            Err(why) => json_answer(StatusCode::BAD_REQUEST, &json!({"error": why})),
+        });
+    }
     let asked = Asked {
         method: &parts.method,
         path: &path,
@@ -77,7 +84,7 @@ pub(crate) async fn answer(stub: Arc<Stub>, request: Request<Incoming>) -> Resul
             let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
             json_answer(status.unwrap_or(StatusCode::IM_A_TEAPOT), &json!({"asked": "for it"}))
         }
-        (None, Some(Defect::Error)) => {
+        (None, Some(defect)) if defect == Defect::Error || (defect == Defect::Reads && asked.method.is_safe()) => {
             json_answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": "database is locked"}))
         }
         (None, Some(Defect::Missing)) => json_answer(StatusCode::NOT_FOUND, &json!({"error": "not found"})),

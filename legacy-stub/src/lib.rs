@@ -57,6 +57,8 @@ impl Part {
 pub enum Defect {
     /// Answers 500.
     Error,
+    /// Answers 500 to whoever reads.
+    Reads,
     /// Answers 404.
     Missing,
     /// Answers after half a second.
@@ -102,7 +104,8 @@ pub struct Stub {
     pub address: SocketAddr,
     shop: Mutex<Shop>,
     counts: Mutex<std::collections::BTreeMap<String, u64>>,
-    defects: Vec<(String, Defect)>,
+    /// As the command line says, until `PUT /_stub/defects` says something else.
+    defects: Mutex<Vec<(String, Defect)>>,
 }
 
 impl Stub {
@@ -116,7 +119,16 @@ impl Stub {
     }
 
     fn defect(&self, endpoint: &str) -> Option<Defect> {
-        self.defects.iter().find(|(name, _)| name == endpoint).map(|(_, defect)| *defect)
+        let defects = self.defects.lock().unwrap_or_else(PoisonError::into_inner);
+        defects.iter().find(|(name, _)| name == endpoint).map(|(_, defect)| *defect)
+    }
+
+    /// Has other defects from now on, like `orders=number,users=slow`; none where the text is empty.
+    fn spoil(&self, text: &str) -> Result<(), String> {
+        let list = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let defects = list.map(parse_defect).collect::<Result<_, _>>()?;
+        *self.defects.lock().unwrap_or_else(PoisonError::into_inner) = defects;
+        Ok(())
     }
 }
 
@@ -127,7 +139,7 @@ pub async fn serve(listener: TcpListener, options: &Options) -> io::Result<()> {
         address: listener.local_addr()?,
         shop: Mutex::new(Shop::new(options.seed)),
         counts: Mutex::default(),
-        defects: options.defect.clone(),
+        defects: Mutex::new(options.defect.clone()),
     });
     loop {
         let Ok((tcp, _)) = listener.accept().await else {

@@ -17,6 +17,7 @@ use crate::{
     cache::marks::Purge,
     claims::Claims,
     config::values::Share,
+    inventory::import,
     resilience::{breaker::State, millis},
     rollout::controller::{Done, Refused, Wish},
     routing::path::{self, PathPolicy},
@@ -69,12 +70,16 @@ pub(super) fn status(control: &Control) -> Value {
         }),
         "verifiers": snapshot.verifiers.iter().map(|verifier| json!({"name": *verifier.name, "keys": verifier.count(), "failures": verifier.failures()})).collect::<Vec<_>>(),
         "recording": control.store.recorder().is_some(),
-        "state": {"folder": control.store.state.display().to_string(), "error": control.rollouts.trouble()},
+        "state": {
+            "folder": control.store.state.display().to_string(),
+            "error": control.rollouts.trouble(),
+            "inventory_error": control.keeper.trouble(),
+        },
         "routes": routes(control),
     })
 }
 
-fn describe_upstream(upstream: &Upstream) -> Value {
+pub(super) fn describe_upstream(upstream: &Upstream) -> Value {
     let now = millis(tokio::time::Instant::now());
     let breaker = upstream.breaker.as_ref().map(|breaker| {
         let (requests, failures) = breaker.counts(now);
@@ -235,20 +240,51 @@ pub(super) async fn history(control: &Control, query: &str) -> Response<Bytes> {
     }
 }
 
-fn percent_decode(text: &str) -> String {
-    let mut out = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        let escape = (byte == b'%')
-            .then(|| tail.get(..2).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()))
-            .flatten();
-        out.push(escape.unwrap_or(byte));
-        rest = if escape.is_some() { &tail[2..] } else { tail };
+pub(super) async fn inventory(control: &Control) -> Response<Bytes> {
+    match control.keeper.document().await.map(|document| serde_json::to_vec(&document)) {
+        Ok(Ok(text)) => text_of(text),
+        Ok(Err(error)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        Err(why) => problem(StatusCode::SERVICE_UNAVAILABLE, &why),
     }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
-fn describe(route: &Route, snapshot: &Snapshot, overlay: &Value) -> Value {
+fn text_of(json: Vec<u8>) -> Response<Bytes> {
+    text(StatusCode::OK, "application/json", json)
+}
+
+pub(super) async fn progress(control: &Control) -> Response<Bytes> {
+    match control.keeper.progress(0).await {
+        Ok(told) => text_of(told.to_string().into_bytes()),
+        Err(why) => problem(StatusCode::SERVICE_UNAVAILABLE, &why),
+    }
+}
+
+/// Adds an OpenAPI document, or another inventory.
+pub(super) async fn import(control: &Control, body: &Bytes) -> Response<Bytes> {
+    if !control.store.current().inventory {
+        return problem(StatusCode::CONFLICT, "the file says `inventory: none`; nothing is kept");
+    }
+    // Reading it may take a while, and this thread serves all calls.
+    let text = body.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        std::str::from_utf8(&text).map_err(|error| error.to_string()).and_then(import::document)
+    });
+    let document = match read.await {
+        Ok(Ok(document)) => document,
+        Ok(Err(why)) => return problem(StatusCode::BAD_REQUEST, &why),
+        Err(error) => return problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    };
+    match control.keeper.import(document).await {
+        Ok(endpoints) => json(StatusCode::OK, &json!({"result": "imported", "endpoints": endpoints})),
+        Err(why) => problem(StatusCode::SERVICE_UNAVAILABLE, &why),
+    }
+}
+
+fn percent_decode(text: &str) -> String {
+    String::from_utf8_lossy(&path::decode(text)).into_owned()
+}
+
+pub(super) fn describe(route: &Route, snapshot: &Snapshot, overlay: &Value) -> Value {
     let name = |index: usize| &*snapshot.upstreams[index].name;
     let arms: serde_json::Map<String, Value> = Arm::ALL
         .into_iter()
@@ -263,6 +299,7 @@ fn describe(route: &Route, snapshot: &Snapshot, overlay: &Value) -> Value {
     json!({
         "name": *route.name,
         "match": *route.path,
+        "tags": route.tags,
         "stage": route.stage.word(),
         "service": route.service.map(name),
         "baseline": name(route.baseline),

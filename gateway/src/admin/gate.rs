@@ -58,6 +58,21 @@ pub(super) fn check(parts: &Parts, token: Option<&str>, local: bool) -> Result<(
     Ok(())
 }
 
+/// Lets a call for the board's own files through: they say nothing of what runs, and a browser that follows a link brings no token.
+pub(super) fn check_page(parts: &Parts, token: Option<&str>, local: bool) -> Result<(), Response<Bytes>> {
+    let said = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let mut asked = parts.clone();
+    if said("sec-fetch-mode") == "navigate" && said("sec-fetch-dest") == "document" {
+        asked.headers.remove("sec-fetch-site");
+    }
+    if let Some(token) = token
+        && let Ok(bearer) = HeaderValue::try_from(format!("Bearer {token}"))
+    {
+        asked.headers.insert(header::AUTHORIZATION, bearer);
+    }
+    check(&asked, token, local)
+}
+
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
@@ -106,6 +121,26 @@ mod tests {
         assert!(check(&parts, None, false).is_err() && check(&parts, None, true).is_ok());
         assert_eq!(status(Method::POST, None, &[("host", "localhost")]), 403);
         assert_eq!(status(Method::POST, None, &[("host", "localhost"), ("x-gateway-admin", "1")]), 200);
+    }
+
+    #[test]
+    fn the_boards_own_files_need_no_token_but_no_stranger_gets_them_into_a_page() {
+        let page = |token: Option<&str>, fields: &[(&str, &str)]| {
+            let mut request = http::Request::get("/");
+            for (name, value) in fields {
+                request = request.header(*name, *value);
+            }
+            let (parts, ()) = request.body(()).unwrap().into_parts();
+            check_page(&parts, token, true).err().map_or(200, |refusal| refusal.status().as_u16())
+        };
+        let link = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+        let frame = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "iframe")];
+        let of = |host: &'static str, more: &[(&'static str, &'static str)]| [&[("host", host)], more].concat();
+        assert_eq!(page(None, &of("localhost:9901", &link)), 200);
+        assert_eq!(page(None, &of("rebound.example.com", &link)), 403);
+        assert_eq!(page(None, &of("localhost:9901", &frame)), 403);
+        assert_eq!(page(Some("secret"), &of("gateway.internal", &link)), 200);
+        assert_eq!(page(Some("secret"), &of("gateway.internal", &[("sec-fetch-site", "cross-site")])), 403);
     }
 
     #[test]

@@ -1,16 +1,18 @@
-//! The admin listener: health, metrics, status, reload. Never on the public listener.
+//! The admin listener: the board, health, metrics, status, reload. Never on the public listener.
 //!
 //! Each call passes the same gate before anything else: a Host that no foreign page
 //! can point at us, no cross-site request, the token where there is one, and on each POST a
 //! field that a cross-site form cannot send.
 
 mod api;
+mod board;
 mod gate;
 
 use std::{
     convert::Infallible,
     net::TcpListener,
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -24,12 +26,14 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{Semaphore, broadcast::error::RecvError, mpsc};
 
+use self::board::Shown;
 use crate::{error::problem_response, server::Control};
 
 /// Connections to one admin listener at a time.
 const CONNECTIONS: usize = 256;
-/// The largest body of a call.
+/// The largest body of a call, and of an inventory that is imported.
 const BODY: usize = 64 * 1024;
+const IMPORT: usize = 32 * 1024 * 1024;
 /// How long a caller may take over a head, or between two calls.
 const HEAD: Duration = Duration::from_secs(30);
 
@@ -46,12 +50,14 @@ pub enum Kind {
 #[derive(Clone)]
 pub struct Admin {
     control: Arc<Control>,
+    /// What boards show, made once for all of them.
+    shown: Rc<Shown>,
 }
 
 impl Admin {
     /// For this process.
     pub fn new(control: Arc<Control>) -> Self {
-        Self { control }
+        Self { control, shown: Rc::default() }
     }
 
     /// Serves both listeners, and whatever takes their place.
@@ -108,21 +114,40 @@ impl Admin {
         let mut response = match (kind, path) {
             (Kind::Health, "/healthz" | "/readyz") => self.health(path),
             (Kind::Health, _) => problem(StatusCode::NOT_FOUND, "this listener has `/healthz` and `/readyz` alone"),
+            (Kind::Admin, _) if board::has(path) => {
+                let token = self.control.store.current().admin_token.clone();
+                match gate::check_page(&parts, token.as_deref(), local) {
+                    Err(refusal) => refusal,
+                    // What is the same in all gateways of a version may be kept by who asks each time whether it is.
+                    Ok(()) => return Ok(board::file(&parts).map(|body| Either::Left(Full::new(body)))),
+                }
+            }
             (Kind::Admin, _) => {
                 let token = self.control.store.current().admin_token.clone();
                 match gate::check(&parts, token.as_deref(), local) {
                     Err(refusal) => refusal,
                     Ok(()) if path == "/api/events" && parts.method == Method::GET => return Ok(self.events()),
+                    Ok(()) if path == "/api/board" && parts.method == Method::GET => {
+                        let (lines, receiver) = mpsc::channel(4);
+                        let viewer = board::show(self.control.clone(), self.shown.clone(), lines);
+                        tokio::task::spawn_local(viewer);
+                        return Ok(stream("text/event-stream", receiver));
+                    }
                     Ok(()) if path == "/api/record" && parts.method == Method::GET => {
                         match api::record(&self.control, parts.uri.query().unwrap_or_default()) {
                             Ok(lines) => return Ok(stream("application/x-ndjson", lines)),
                             Err(refusal) => refusal,
                         }
                     }
-                    Ok(()) => match Limited::new(body, BODY).collect().await {
-                        Ok(body) => self.call(&parts, &body.to_bytes()).await,
-                        Err(_) => problem(StatusCode::PAYLOAD_TOO_LARGE, "send at most 64 KiB"),
-                    },
+                    Ok(()) => {
+                        let most = if path == "/api/inventory" { IMPORT } else { BODY };
+                        match Limited::new(body, most).collect().await {
+                            Ok(body) => self.call(&parts, &body.to_bytes()).await,
+                            Err(_) => {
+                                problem(StatusCode::PAYLOAD_TOO_LARGE, &format!("send at most {} KiB", most / 1024))
+                            }
+                        }
+                    }
                 }
             }
         };
@@ -135,21 +160,25 @@ impl Admin {
     async fn call(&self, parts: &http::request::Parts, body: &Bytes) -> Response<Bytes> {
         let path = parts.uri.path();
         let allowed = match path {
-            "/" | "/healthz" | "/readyz" | "/metrics" | "/api/status" | "/api/routes" | "/api/history" => "GET, HEAD",
-            "/api/events" | "/api/record" => "GET",
+            "/api" | "/healthz" | "/readyz" | "/metrics" | "/api/status" | "/api/routes" | "/api/history"
+            | "/api/progress" => "GET, HEAD",
+            "/api/inventory" => "GET, HEAD, POST",
+            "/api/events" | "/api/record" | "/api/board" => "GET",
             "/api/reload" | "/api/explain" | "/api/cache/purge" => "POST",
             _ if api::wish(path).is_some() => "POST",
             _ if path.starts_with("/api/routes/") || path.starts_with("/api/shadow/") => "GET, HEAD",
-            _ => return problem(StatusCode::NOT_FOUND, "no such call; `/` lists them"),
+            _ => return problem(StatusCode::NOT_FOUND, "no such call; `/api` lists them"),
         };
-        let reads = parts.method == Method::GET || parts.method == Method::HEAD && allowed.ends_with("HEAD");
-        if reads != allowed.starts_with("GET") || (!reads && parts.method != Method::POST) {
+        if !allowed.split(", ").any(|method| method == parts.method.as_str()) {
             let mut response = problem(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
             return response;
         }
         match path {
-            "/" => text(StatusCode::OK, "text/plain; charset=utf-8", INDEX),
+            "/api" => text(StatusCode::OK, "text/plain; charset=utf-8", INDEX),
+            "/api/progress" => api::progress(&self.control).await,
+            "/api/inventory" if parts.method == Method::POST => api::import(&self.control, body).await,
+            "/api/inventory" => api::inventory(&self.control).await,
             "/healthz" | "/readyz" => self.health(path),
             "/metrics" => api::metrics(&self.control),
             "/api/status" => json(StatusCode::OK, &api::status(&self.control)),
@@ -224,6 +253,7 @@ fn stream(kind: &'static str, lines: mpsc::Receiver<Bytes>) -> Response<Either<F
 const INDEX: &str = "\
 The gateway's admin listener.
 
+GET  /                   the board, for browsers
 GET  /healthz            whether the process lives
 GET  /readyz             whether it wants traffic
 GET  /metrics            Prometheus metrics
@@ -231,6 +261,10 @@ GET  /api/status         what runs
 GET  /api/routes[/NAME]  the routes, with their counts
 GET  /api/shadow/NAME    how the service's answers compare with the monolith's
 GET  /api/history        who changed what, when and why: ?route=NAME, ?limit=N
+GET  /api/inventory      what clients ask for, endpoint by endpoint
+POST /api/inventory      adds what is known elsewhere: an OpenAPI document, or another inventory
+GET  /api/progress       how much of the monolith is gone, over time
+GET  /api/board          what the board shows, as server-sent events
 GET  /api/events         what happens, as server-sent events
 GET  /api/record         a sample of requests with their answers, line by line; see `gateway record`
 POST /api/routes/NAME/rollback, promote, resume    {\"who\", \"why\", \"force\"}: to the monolith, the next step, as the file says

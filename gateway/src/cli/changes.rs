@@ -6,7 +6,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::{
-    print,
+    columns, print,
     remote::{Remote, block, encode},
 };
 
@@ -21,11 +21,15 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let status = block(self.remote.call(Method::GET, "/api/status", &Value::Null))?;
+        let (status, progress) = block(async {
+            let status = self.remote.call(Method::GET, "/api/status", &Value::Null).await?;
+            Ok((status, self.remote.call(Method::GET, "/api/progress", &Value::Null).await?))
+        })?;
         if self.json {
             print(&format!("{status:#}\n"));
         } else {
             print(&describe(&status));
+            print(&progress_of(&progress));
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -33,6 +37,27 @@ impl Status {
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("–")
+}
+
+/// How much of the monolith is gone, and which routes it has no part in any more.
+fn progress_of(progress: &Value) -> String {
+    let mut out = String::new();
+    let now = &progress["now"][""];
+    let part = |what: &str| {
+        let percent = now[what]["percent"].as_f64()?;
+        Some(format!("{percent} % of the {what} ({} of {})", now[what]["off"], now[what]["all"]))
+    };
+    let parts: Vec<String> = ["requests", "writes", "endpoints"].into_iter().filter_map(part).collect();
+    if !parts.is_empty() {
+        out.push_str(&format!("off the monolith, of late: {}\n", parts.join(", ")));
+    }
+    for forecast in progress["forecasts"].as_array().into_iter().flatten() {
+        out.push_str(&format!("{}\n", text(&forecast["told"])));
+    }
+    for silent in progress["silence"].as_array().into_iter().flatten().filter(|silent| !silent["propose"].is_null()) {
+        out.push_str(&format!("{}: {}\n", text(&silent["route"]), text(&silent["told"])));
+    }
+    out
 }
 
 /// The routes as they run.
@@ -52,7 +77,8 @@ fn describe(status: &Value) -> String {
     }
     let header = ["route", "stage", "share", "requests", "5xx", "p99 ms", "requests", "5xx", "p99 ms", "parity"]
         .map(str::to_owned);
-    let mut rows = vec![["", "", "", "legacy", "", "", "service", "", "", ""].map(str::to_owned), header];
+    let arms = ["", "", "", "legacy", "", "", "service", "", "", ""].map(str::to_owned);
+    let mut rows = vec![arms.to_vec(), header.to_vec()];
     let mut notes = Vec::new();
     for route in status["routes"].as_array().into_iter().flatten() {
         let arm = |name: &str| {
@@ -72,27 +98,14 @@ fn describe(status: &Value) -> String {
         let name = text(&route["name"]).to_owned();
         let mut row = vec![name.clone(), text(&route["stage"]).to_owned(), text(&route["share"]).to_owned()];
         row.extend(legacy.into_iter().chain(service).chain([parity]));
-        if let Ok(row) = row.try_into() {
-            rows.push(row);
-        }
+        rows.push(row);
         if let Some(overlay) = route["overlay"].as_str() {
             notes.push(format!("{name}: {overlay}"));
         }
         let lists = ["gates", "lacks"].map(|list| route["rollout"][list].as_array().cloned().unwrap_or_default());
         notes.extend(lists.iter().flatten().filter_map(Value::as_str).map(|lack| format!("{name}: waits for: {lack}")));
     }
-    let widths: Vec<usize> =
-        (0..10).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
-    for row in &rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(n, (cell, width))| if n < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") })
-            .collect();
-        out.push_str(cells.join("  ").trim_end());
-        out.push('\n');
-    }
+    out.push_str(&columns(&rows, 2));
     for note in notes {
         out.push_str(&note);
         out.push('\n');

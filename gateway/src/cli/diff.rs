@@ -2,8 +2,16 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use super::{offline, print};
-use crate::snapshot::diff::diff;
+use anyhow::{Context as _, anyhow};
+
+use super::{grouped, offline, print};
+use crate::{
+    inventory::{Document, import},
+    snapshot::{
+        diff::diff,
+        traffic::{Shift, shifts},
+    },
+};
 
 #[derive(clap::Args)]
 pub(super) struct Diff {
@@ -11,6 +19,9 @@ pub(super) struct Diff {
     old: PathBuf,
     /// The file that shall.
     new: PathBuf,
+    /// What clients ask for, as `gateway inventory --json` prints it and `state:` keeps it: says how many requests would go elsewhere.
+    #[arg(long, value_name = "FILE")]
+    inventory: Option<PathBuf>,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
@@ -22,11 +33,42 @@ impl Diff {
         let (_, old) = offline(&self.old)?;
         let (_, new) = offline(&self.new)?;
         let difference = diff(&old, &new);
+        let inventory = self.inventory.as_deref().map(|file| {
+            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))?;
+            import::document(&text).map_err(|why| anyhow!("`{}`: {why}", file.display()))
+        });
+        let inventory = inventory.transpose()?;
+        let traffic = inventory.as_ref().map(|inventory| shifts(&old, &new, inventory));
         if self.json {
-            print(&format!("{:#}\n", serde_json::to_value(&difference)?));
+            let mut told = serde_json::to_value(&difference)?;
+            if let Some(traffic) = &traffic {
+                told["traffic"] = serde_json::to_value(traffic)?;
+            }
+            print(&format!("{told:#}\n"));
         } else {
+            if let (Some(shifts), Some(inventory)) = (&traffic, &inventory) {
+                print(&tell(shifts, inventory));
+            }
             print(&difference.to_string());
         }
-        Ok(if difference.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        let same = difference.is_empty() && traffic.is_none_or(|traffic| traffic.is_empty());
+        Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+fn tell(shifts: &[Shift], inventory: &Document) -> String {
+    let all: f64 = inventory.endpoints.iter().map(|endpoint| endpoint.per_hour).sum();
+    let moved: f64 = shifts.iter().map(|shift| shift.per_hour).sum();
+    let mut out = String::new();
+    for Shift { requests, per_hour, from, to } in shifts {
+        out.push_str(&format!("{requests}: {} requests an hour, {from} → {to}\n", grouped(*per_hour)));
+    }
+    let percent = if all > 0.0 { moved * 100.0 / all } else { 0.0 };
+    out.push_str(&format!(
+        "{} of {} known endpoints and {percent:.1} % of {} requests an hour go elsewhere\n\nby rules, whoever asks:\n",
+        shifts.len(),
+        inventory.endpoints.len(),
+        grouped(all)
+    ));
+    out
 }

@@ -6,6 +6,7 @@ mod check;
 mod demo;
 mod diff;
 mod explain;
+mod inventory;
 mod record;
 mod remote;
 mod run;
@@ -52,7 +53,7 @@ enum Command {
     )]
     Explain(explain::Explain),
     /// Says which requests would go elsewhere under another file.
-    #[command(after_help = "Example: gateway diff routes.yaml routes.new.yaml")]
+    #[command(after_help = "Example: gateway diff routes.yaml routes.new.yaml --inventory state/inventory.json")]
     Diff(diff::Diff),
     /// The routes as they run: stage, share, errors and p99 of both arms, parity, and how that differs from the file.
     #[command(after_help = "Example: gateway status")]
@@ -75,6 +76,14 @@ enum Command {
     /// Asks what was recorded again, elsewhere, and compares the answers.
     #[command(after_help = "Example: gateway replay orders.jsonl --to http://127.0.0.1:9001 --ignore /generated_at")]
     Replay(record::Replay),
+    /// What clients ask for, endpoint by endpoint: still on the monolith, never called, moved, claimed by no route.
+    #[command(
+        after_help = "Examples:\n  gateway inventory\n  gateway inventory --import openapi.yaml\n  gateway inventory --from access.log --json > inventory.json"
+    )]
+    Inventory(inventory::Inventory),
+    /// Drafts a first routes.yaml for a monolith that was watched, from its inventory or its logs.
+    #[command(after_help = "Example: gateway suggest --from access.log > routes.yaml")]
+    Suggest(inventory::Suggest),
     /// Brings up a monolith, two services, the gateway and traffic, and tells the migration of one route.
     #[cfg(feature = "demo")]
     #[command(after_help = "Example: gateway demo --once")]
@@ -100,6 +109,8 @@ pub fn main() -> ExitCode {
         Command::Resume(change) => change.make("resume", false),
         Command::Record(record) => record.run(),
         Command::Replay(replay) => replay.run(),
+        Command::Inventory(inventory) => inventory.run(),
+        Command::Suggest(suggest) => suggest.run(),
         #[cfg(feature = "demo")]
         Command::Demo(demo) => demo.run(),
         #[cfg(feature = "demo")]
@@ -134,6 +145,38 @@ fn offline(path: &Path) -> anyhow::Result<(Config, Snapshot)> {
 /// Prints, unless nobody reads any more.
 fn print(text: &str) {
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// A number with its thousands apart: `12,431`.
+fn grouped(number: f64) -> String {
+    let digits = format!("{:.0}", number.max(0.0));
+    let mut out = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Rows of cells below each other: the first two columns from the left, numbers from the right.
+fn columns(rows: &[Vec<String>], left: usize) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).enumerate();
+        let cells: Vec<String> = cells
+            .map(|(n, (cell, width))| if n < left { format!("{cell:<width$}") } else { format!("{cell:>width$}") })
+            .collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
 }
 
 /// The file that most commands take.

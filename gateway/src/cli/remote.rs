@@ -1,6 +1,9 @@
 //! A running gateway, as commands talk to it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
@@ -30,6 +33,11 @@ const LIMIT: Duration = Duration::from_secs(30);
 const ANSWER: usize = 64 * 1024 * 1024;
 
 impl Remote {
+    /// The file that it runs.
+    pub(super) fn config(&self) -> &Path {
+        &self.config
+    }
+
     fn place(&self) -> anyhow::Result<(String, String)> {
         let token = std::env::var("GATEWAY_ADMIN_TOKEN").ok();
         let (address, known) = match &self.admin {

@@ -33,7 +33,7 @@ impl Run {
             OpenError::State(failure) => failure.into(),
         })?;
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
-        let options = Options { workers, log: Box::new(std::io::stdout()), follow_stdin: self.follow_stdin };
+        let options = Options { workers, follow_stdin: self.follow_stdin };
         runtime.block_on(server::run(store, options))?;
         runtime.shutdown_background();
         Ok(ExitCode::SUCCESS)

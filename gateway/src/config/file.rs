@@ -14,6 +14,7 @@ use super::{
     cache::{CacheConfig, RouteCacheConfig},
     policy::{FallbackConfig, RateLimitConfig, RetryConfig},
     rollout::{RolloutConfig, ShadowConfig, WebhookConfig},
+    telemetry::{AccessLogConfig, InventoryConfig, TracingConfig},
     upstream::UpstreamConfig,
     values::{OrNone, Share, ShortForm, Size, Span, short_or_full, short_or_full_schema},
 };
@@ -38,8 +39,16 @@ pub struct FileConfig {
     pub case_insensitive: bool,
     /// Spellings in paths that are let through although upstreams may read them differently. Default: none, they are answered 400.
     pub allow_in_paths: Vec<AllowInPaths>,
-    /// The folder of what must outlive the process: steps of rollouts, rollbacks, their history. Relative to this file. It belongs to one gateway.
+    /// The folder of what must outlive the process: steps of rollouts, rollbacks, their history, the inventory, the progress. Relative to this file. It belongs to one gateway.
     pub state: String,
+    /// One JSON line a request. Short form: where it goes, `stdout`, `none` or a file.
+    #[serde(deserialize_with = "short_or_full")]
+    #[schemars(schema_with = "short_or_full_schema::<AccessLogConfig>")]
+    pub access_log: AccessLogConfig,
+    /// What clients ask for, learned: endpoints as templates. `none` learns nothing.
+    pub inventory: OrNone<InventoryConfig>,
+    /// Traces for OpenTelemetry. Default: none.
+    pub tracing: Option<TracingConfig>,
     /// Who is told of each change of a share: a `POST` of JSON, tried again where it fails.
     pub webhooks: Vec<WebhookConfig>,
     /// More files with `routes:` and `upstreams:`, as glob patterns relative to this file; part of the same all-or-nothing.
@@ -73,6 +82,9 @@ impl Default for FileConfig {
             case_insensitive: false,
             allow_in_paths: Vec::new(),
             state: "state".to_owned(),
+            access_log: AccessLogConfig::default(),
+            inventory: OrNone::Some(InventoryConfig::default()),
+            tracing: None,
             webhooks: Vec::new(),
             include: Vec::new(),
             drain: DrainConfig::default(),
@@ -288,6 +300,9 @@ pub struct RouteConfig {
     #[serde(rename = "match", deserialize_with = "short_or_full")]
     #[schemars(schema_with = "short_or_full_schema::<MatchConfig>")]
     pub matching: MatchConfig,
+    /// What its progress is counted under beside the whole: teams, parts of the system.
+    #[serde(default)]
+    pub tags: Vec<String>,
     /// Decides where two rules overlap and neither is more specific: the higher number wins.
     #[serde(default)]
     pub priority: i32,
@@ -401,6 +416,11 @@ impl Stage {
     /// Whether some of the route's requests go to its service.
     pub fn uses_service(self) -> bool {
         matches!(self, Self::Canary | Self::Migrated | Self::Retired)
+    }
+
+    /// Whether the monolith has no part in the route's requests any more.
+    pub fn is_alone(self) -> bool {
+        matches!(self, Self::Migrated | Self::Retired | Self::Gone)
     }
 
     /// Whether the route needs a service.

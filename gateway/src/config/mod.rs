@@ -13,6 +13,7 @@ pub mod file;
 pub mod policy;
 pub mod rollout;
 mod source;
+pub mod telemetry;
 mod tree;
 pub mod upstream;
 pub mod values;

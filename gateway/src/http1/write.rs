@@ -4,7 +4,7 @@ use std::{cell::RefCell, io::Write as _, time::SystemTime};
 
 use http::{HeaderMap, HeaderValue, StatusCode, Version, header, uri::PathAndQuery};
 
-use crate::fields::X_FORWARDED_PREFIX;
+use crate::fields::{TRACEPARENT, X_FORWARDED_PREFIX};
 
 /// How the end of a response's body is told to its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct Overrides {
     pub host: Option<HeaderValue>,
     /// `X-Forwarded-Prefix`.
     pub prefix: Option<HeaderValue>,
+    /// `traceparent`.
+    pub traceparent: Option<HeaderValue>,
 }
 
 /// Writes a request's head. The target is in origin form already.
@@ -39,11 +41,11 @@ pub fn request_head(out: &mut Vec<u8>, parts: &http::request::Parts, overrides: 
         None => out.push(b'*'),
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    let Overrides { host, prefix, .. } = overrides;
-    if host.is_none() && prefix.is_none() {
+    let Overrides { host, prefix, traceparent, .. } = overrides;
+    if host.is_none() && prefix.is_none() && traceparent.is_none() {
         fields(out, &parts.headers);
     } else {
-        let replaced = [(header::HOST, host), (X_FORWARDED_PREFIX, prefix)];
+        let replaced = [(header::HOST, host), (X_FORWARDED_PREFIX, prefix), (TRACEPARENT, traceparent)];
         for (name, value) in &parts.headers {
             if !replaced.iter().any(|(known, value)| value.is_some() && known == name) {
                 field(out, name.as_str().as_bytes(), value);

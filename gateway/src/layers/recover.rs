@@ -74,6 +74,7 @@ mod tests {
     use super::*;
     use crate::{
         context::{ClientConnection, Exchange, Worker},
+        inventory::feed::Feed,
         snapshot::Store,
         telemetry::access_log::Writer,
         upstream::upload::RequestBody,
@@ -102,13 +103,14 @@ mod tests {
         let file = folder.path().join("routes.yaml");
         std::fs::write(&file, "upstreams: {legacy: {url: \"http://127.0.0.1:9\"}}\n").unwrap();
         let store = Arc::new(Store::open(&file, 1).unwrap());
-        let writer = Writer::start(std::io::sink()).unwrap();
+        let writer = Writer::start(Box::new(std::io::sink()), store.process.clone()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default())
             .unwrap();
         let status = runtime.block_on(async {
-            let worker = Worker::new(0, store.clone(), writer.log(store.process.clone()), 1);
+            let feed = Feed::new(std::sync::mpsc::sync_channel(1).0, Arc::default());
+            let worker = Worker::new(0, store.clone(), writer.log(store.process.clone()), feed, 1);
             let peer = [127, 0, 0, 1].into();
             let connection = std::rc::Rc::new(ClientConnection::new(peer, http::HeaderValue::from_static("127.0.0.1")));
             let http = Box::new(http::Request::new(RequestBody::empty()));

@@ -51,7 +51,7 @@ where
 
     fn call(&mut self, leg: Rc<Leg>) -> Self::Future {
         let route = leg.context.route();
-        if route.retry.is_none() && route.limits.attempt.is_none() {
+        if route.retry.is_none() && route.limits.attempt.is_none() && !leg.context.is_traced() {
             leg.context.attempts.set(leg.context.attempts.get() + 1);
             return Either::Left(self.inner.call(leg));
         }
@@ -112,7 +112,23 @@ where
     leg.way.sent.set(false);
     leg.way.departed.set(None);
     context.upload.set_expired(false);
-    let Some(limit) = context.route().limits.attempt else { return inner.call(leg.clone()).await };
+    let begun = context.begin_try(&leg.way);
+    let result = match context.route().limits.attempt {
+        None => inner.call(leg.clone()).await,
+        Some(limit) => limited(inner, leg, limit).await,
+    };
+    if let Some(begun) = begun {
+        let told = result.as_ref().map(|response| response.status().as_u16()).map_err(|error| error.kind.word());
+        context.end_try(begun, leg.upstream(), told);
+    }
+    result
+}
+
+async fn limited<S>(inner: &mut S, leg: &Rc<Leg>, limit: Duration) -> Result<Response, Error>
+where
+    S: Service<Rc<Leg>, Response = Response, Error = Error>,
+{
+    let context = &leg.context;
     let start = leg.way.begun.get();
     let future = inner.call(leg.clone());
     let timer = &context.worker.timer;

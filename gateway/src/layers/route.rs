@@ -1,6 +1,9 @@
 //! Finds the route of a request, and answers what a route refuses: 410, 405, 413.
 
-use std::future::{Ready, ready};
+use std::{
+    future::{Ready, ready},
+    sync::atomic::Ordering::Relaxed,
+};
 
 use futures_util::future::Either;
 use http::{HeaderValue, StatusCode};
@@ -57,6 +60,17 @@ fn find(request: &Request) -> Option<Result<Response, Error>> {
     let snapshot = context.snapshot();
     let Match { found, guards } = context.find(http, http.method());
     if !guards.is_empty() {
+        // The monolith is not silent on a path whose other methods it answers: retired, the route would answer them 405.
+        let lands = match found {
+            Found::Rule(index) => Some(index),
+            Found::Nothing => Some(snapshot.unrouted()),
+            Found::Refused(_) => None,
+        };
+        if lands.is_some_and(|index| !snapshot.routes[index].runs().is_alone()) {
+            for guard in &guards {
+                snapshot.routes[*guard].stats.rare.fell.fetch_add(1, Relaxed);
+            }
+        }
         // What `defaults` say of limits holds wherever it falls. A door is met again, also where the other route has none.
         let own = |rule: &usize| {
             let route = &snapshot.routes[*rule];

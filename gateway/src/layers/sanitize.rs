@@ -19,6 +19,7 @@ use crate::{
     fields::{self, ClaimFields, Voice},
     http1::head::{self, MAX_FIELDS},
     routing::path,
+    telemetry::trace,
     upstream::upload::RequestBody,
 };
 
@@ -109,6 +110,13 @@ fn sanitize(request: &mut Request) -> Result<Option<Response>, Kind> {
     context.https.set(client.https);
     let _ = context.asked.set(client.asked);
     request_id(headers, seen.id, context);
+    if let Some(tracer) = &snapshot.tracer {
+        // Two are none (W3C Trace Context §3.2).
+        let given = seen.traceparent.as_ref().filter(|_| seen.traceparents == 1);
+        let random = || context.worker.random();
+        let trace = trace::begin(headers, given, trusted, tracer.sample, &random);
+        *context.trace.borrow_mut() = Some(Box::new(trace));
+    }
     headers.append(header::VIA, context.worker.via.of(context.version));
     let is_get = *http.method() == Method::GET;
     // One with a body would have to be told apart from what follows the upgrade.
@@ -237,6 +245,8 @@ struct Seen {
     cookies: usize,
     authorized: bool,
     id: Option<HeaderValue>,
+    traceparent: Option<HeaderValue>,
+    traceparents: usize,
     max_forwards: Option<HeaderValue>,
     looped: bool,
 }
@@ -278,6 +288,10 @@ fn look(headers: &HeaderMap, trusted: bool, context: &Context, claims: &ClaimFie
             14 if *name == header::CONTENT_LENGTH => {
                 seen.lengths += 1;
                 seen.length = Some(value.clone());
+            }
+            11 if *name == fields::TRACEPARENT => {
+                seen.traceparents += 1;
+                seen.traceparent = Some(value.clone());
             }
             12 if *name == header::MAX_FORWARDS => seen.max_forwards = Some(value.clone()),
             12 if *name == fields::X_REQUEST_ID => {

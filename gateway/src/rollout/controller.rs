@@ -165,6 +165,11 @@ impl Rollouts {
         }
     }
 
+    /// Tells those who listen of something that is in no history.
+    pub fn announce(&self, kind: &str, data: &Value) {
+        let _ = self.events.send(json!({"type": kind, "data": data}).to_string().into());
+    }
+
     /// What happens from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<str>> {
         self.events.subscribe()

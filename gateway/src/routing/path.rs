@@ -245,7 +245,7 @@ fn push_folded(key: &mut Vec<u8>, name: &[u8]) {
 }
 
 /// Decodes every well-formed escape.
-fn decode(text: &str) -> Cow<'_, [u8]> {
+pub fn decode(text: &str) -> Cow<'_, [u8]> {
     let bytes = text.as_bytes();
     if !bytes.contains(&b'%') {
         return Cow::Borrowed(bytes);

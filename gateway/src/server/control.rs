@@ -1,7 +1,6 @@
 //! The process: starts workers and listeners, follows the file and the signals, drains.
 
 use std::{
-    io::Write,
     net::{SocketAddr, TcpListener},
     sync::{
         Arc,
@@ -11,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use serde_json::json;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
@@ -26,17 +26,19 @@ use super::{
 use crate::{
     admin::{self, Admin},
     config::Report,
+    inventory::keeper::Keeper,
     rollout::{controller::Rollouts, webhook},
     snapshot::{Listeners, Reloaded, Snapshot, Store},
-    telemetry::access_log::Writer,
+    telemetry::access_log::{self, Redirect, Writer},
 };
+
+/// How long the last spans of a process may take.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// What the command line says.
 pub struct Options {
     /// How many workers.
     pub workers: usize,
-    /// Where the access log goes.
-    pub log: Box<dyn Write + Send>,
     /// Whether the end of standard input means the same as SIGTERM.
     pub follow_stdin: bool,
 }
@@ -53,6 +55,9 @@ pub struct Control {
     pub public: std::sync::Mutex<SocketAddr>,
     /// Rollouts and rollbacks.
     pub rollouts: Arc<Rollouts>,
+    /// Inventory and progress.
+    pub keeper: Arc<Keeper>,
+    log: Redirect,
     acceptor: mpsc::Sender<Command>,
     admin: mpsc::Sender<(admin::Kind, Option<TcpListener>)>,
 }
@@ -68,9 +73,15 @@ impl Control {
         };
         let file = self.store.path().display();
         match &result {
-            Ok(Reloaded::Loaded(generation)) => tracing::info!(%file, generation, why, "reloaded"),
+            Ok(Reloaded::Loaded(generation)) => {
+                tracing::info!(%file, generation, why, "reloaded");
+                self.rollouts.announce("config.loaded", &json!({"generation": generation, "why": why}));
+            }
             Ok(Reloaded::Unchanged) => tracing::debug!(%file, why, "read again; nothing has changed"),
-            Err(report) => tracing::error!("the file was refused ({why}); what ran before goes on running\n{report}"),
+            Err(report) => {
+                tracing::error!("the file was refused ({why}); what ran before goes on running\n{report}");
+                self.rollouts.announce("config.refused", &json!({"error": report.to_string(), "why": why}));
+            }
         }
         result
     }
@@ -87,9 +98,15 @@ impl Control {
         let admin_listener = bound(admin != before.admin, admin)?;
         let health_changed = health != before.health;
         let health = health.map(|address| bound(health_changed, address)).transpose()?.flatten();
+        let log = &new.access_log.to;
+        let sink = (*log != old.access_log.to).then(|| access_log::open(log)).transpose();
+        let sink = sink.map_err(|error| format!("`access_log`: {log:?}: {error}"))?;
         let this = self.clone();
         Ok(move || {
             let Self { acceptor, admin, public: known, .. } = &*this;
+            if let Some(sink) = sink {
+                this.log.to(sink);
+            }
             if let Some(listener) = public {
                 if let (Ok(address), Ok(mut known)) = (listener.local_addr(), known.lock()) {
                     *known = address;
@@ -103,6 +120,22 @@ impl Control {
                 let _ = admin.blocking_send((admin::Kind::Health, health));
             }
         })
+    }
+}
+
+impl Control {
+    /// Opens the file of the access log anew: somebody has moved the old one away.
+    fn reopen(&self) {
+        let to = self.store.current().access_log.to.clone();
+        match access_log::open(&to) {
+            Ok(sink) => {
+                self.log.to(sink);
+                tracing::info!(?to, "the access log is opened anew");
+            }
+            Err(error) => {
+                tracing::error!(?to, %error, "the access log cannot be opened anew; lines go where they went")
+            }
+        }
     }
 }
 
@@ -120,14 +153,19 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let mut reopen = signal(SignalKind::user_defined1())?;
 
     raise_open_files();
-    let writer = Writer::start(options.log)?;
+    let log = &snapshot.access_log.to;
+    let sink = access_log::open(log).with_context(|| format!("`access_log`: {log:?}"))?;
+    let writer = Writer::start(sink, store.process.clone())?;
+    let keeper = Keeper::start(&store)?;
     let (phase, watched) = watch::channel(Phase::Running);
     let mut workers = Vec::new();
     let mut threads = Vec::new();
     for index in 0..options.workers {
-        let (handle, thread) = worker::start(index, store.clone(), writer.log(store.process.clone()), watched.clone())?;
+        let log = writer.log(store.process.clone());
+        let (handle, thread) = worker::start(index, store.clone(), log, keeper.feed(), watched.clone())?;
         workers.push(handle);
         threads.push(thread);
     }
@@ -141,6 +179,8 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
         started: jiff::Timestamp::now(),
         public: std::sync::Mutex::new(public_address),
         rollouts: rollouts.clone(),
+        keeper: keeper.clone(),
+        log: writer.redirect(),
         acceptor: acceptor.clone(),
         admin,
     });
@@ -166,6 +206,7 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = &mut stdin, if options.follow_stdin => break,
+            _ = reopen.recv() => control.reopen(),
             _ = hangup.recv() => { let _ = control.reload("SIGHUP").await; }
             () = file.changed() => { let _ = control.reload("the file changed").await; }
         }
@@ -184,6 +225,10 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
     let _ = accepting;
     for thread in threads {
         let _ = thread.join();
+    }
+    keeper.stop();
+    if let Some(tracer) = &store.current().tracer {
+        tracer.finish(GOODBYE);
     }
     writer.finish();
     Ok(())

@@ -20,6 +20,7 @@ use tokio::{
 use super::connection::begin;
 use crate::{
     context::Worker,
+    inventory::feed::Feed,
     pipeline::pipeline,
     snapshot::Store,
     telemetry::{access_log::AccessLog, metrics::ProcessStats},
@@ -64,6 +65,7 @@ pub(super) fn start(
     index: usize,
     store: Arc<Store>,
     log: AccessLog,
+    feed: Feed,
     phase: watch::Receiver<Phase>,
 ) -> io::Result<(Handle, JoinHandle<()>)> {
     let (sender, receiver) = mpsc::channel(HANDED);
@@ -72,7 +74,7 @@ pub(super) fn start(
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
         match runtime {
             Ok(runtime) => {
-                runtime.block_on(work(index, store, log, phase, receiver));
+                runtime.block_on(work(index, store, log, feed, phase, receiver));
                 // A name lookup that hangs must not hold up the exit.
                 runtime.shutdown_background();
             }
@@ -86,11 +88,12 @@ async fn work(
     index: usize,
     store: Arc<Store>,
     log: AccessLog,
+    feed: Feed,
     mut phase: watch::Receiver<Phase>,
     mut receiver: mpsc::Receiver<Handed>,
 ) {
     let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), index);
-    let worker = Worker::new(index, store, log, seed);
+    let worker = Worker::new(index, store, log, feed, seed);
     tokio::task::spawn_local(housekeeping(worker.clone()));
     let stack = pipeline();
     let mut stopping = phase.clone();
@@ -113,6 +116,7 @@ async fn work(
     drain(&worker);
     let _ = stopping.wait_for(|phase| *phase == Phase::Stopping).await;
     worker.log.flush();
+    worker.feed.flush();
 }
 
 /// From now on each response is its connection's last; whoever waits looks up.
@@ -149,6 +153,7 @@ async fn housekeeping(worker: Rc<Worker>) {
     loop {
         tokio::time::sleep(FLUSH).await;
         worker.log.flush();
+        worker.feed.flush();
         round = round.wrapping_add(1);
         if round.is_multiple_of(SWEEP) {
             for pool in &worker.local().pools {

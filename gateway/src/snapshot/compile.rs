@@ -5,8 +5,8 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
-    Auth, ClientLimits, CohortValues, Drain, Edits, Fallback, Keep, Limits, Listeners, RateLimit, Registry, Retry,
-    Rewrite, Route, Snapshot,
+    AccessLog, Auth, ClientLimits, CohortValues, Drain, Edits, Fallback, Keep, Limits, Listeners, LogTo, RateLimit,
+    Redact, Registry, Retry, Rewrite, Route, Snapshot,
 };
 use crate::{
     auth::{
@@ -25,6 +25,7 @@ use crate::{
         parse_date,
         policy::{FallbackConfig, Idempotency, IdempotencyKey, Per, RateLimitConfig, RetryConfig, RetryOn},
         prefix_segments,
+        telemetry::{AccessLogConfig, RedactField},
         upstream::Rate,
         values::{OrNone, Size},
     },
@@ -74,6 +75,7 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
             service: route.upstream.as_deref().map(find).transpose()?,
             baseline: route.baseline.as_deref().map_or(Ok(legacy), find)?,
             path: route.matching.path.as_str().into(),
+            tags: route.tags.iter().map(|tag| tag.as_str().into()).collect(),
             limits: limits(route.timeout.as_ref().or(defaults.timeout.as_ref())),
             websocket: websocket(route.upgrades.as_ref().or(defaults.upgrades.as_ref())),
             max_body: max_body(route.max_body.as_ref().or(defaults.max_body.as_ref())),
@@ -144,9 +146,30 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
         clients: client_limits(&config.file.clients),
         listeners,
         resolver: config.resolver.clone(),
+        inventory: config.file.inventory.as_option().is_some(),
+        retire_after: config.file.inventory.as_option().cloned().unwrap_or_default().retire_after.0,
+        access_log: access_log(config),
+        tracer: config.file.tracing.as_ref().map(|tracing| registry.tracer(tracing)).transpose()?,
         webhooks: config.file.webhooks.clone(),
         admin_token: (!config.file.admin.token.is_empty()).then(|| config.file.admin.token.as_str().into()),
     })
+}
+
+fn access_log(config: &Config) -> AccessLog {
+    let AccessLogConfig { to, sample, redact } = &config.file.access_log;
+    AccessLog {
+        to: match to.as_str() {
+            "none" => LogTo::Nowhere,
+            "stdout" => LogTo::Stdout,
+            file => LogTo::File(config.resolve(file)),
+        },
+        sample: sample.0,
+        redact: Redact {
+            client: redact.contains(&RedactField::Client),
+            path: redact.contains(&RedactField::Path),
+            host: redact.contains(&RedactField::Host),
+        },
+    }
 }
 
 fn client_limits(config: &ClientsConfig) -> ClientLimits {
@@ -168,6 +191,7 @@ fn bare(name: &str, legacy: usize, registry: &mut Registry) -> Route {
         name: name.into(),
         path: "".into(),
         stage: Stage::Legacy,
+        tags: Vec::new(),
         service: None,
         baseline: legacy,
         shadow: None,

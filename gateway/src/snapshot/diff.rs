@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::{Route, Snapshot};
 use crate::{
     config::{Stage, values::Share},
+    inventory::tree::Step,
     routing::{
         cohort::{Cohort, KeySource, Traits},
         path,
@@ -135,8 +136,8 @@ fn meet(a: &[Part], b: &[Part]) -> Option<Vec<Part>> {
     }
 }
 
-/// A request that stands for all that a rule takes, or for those that another takes too.
-struct Probe {
+/// A request that stands for all that a rule takes, or for those that another takes too, or for those of an endpoint.
+pub(super) struct Probe {
     label: String,
     host: Vec<u8>,
     path: String,
@@ -251,15 +252,34 @@ fn encode(text: &[u8]) -> String {
 }
 
 impl Probe {
-    /// Where a file sends it, in words that are equal exactly when nothing changes for the request.
-    fn target(&self, snapshot: &Snapshot) -> String {
-        let read = match path::read(&self.path, snapshot.paths) {
-            Ok(read) => read,
-            Err(oddity) => return format!("400: {oddity}"),
-        };
+    /// One of an endpoint's requests; with the host and the fields that a rule wants, if it is counted under one.
+    pub(super) fn endpoint(method: Method, steps: &[Step], rule: Option<&Rule>) -> Self {
+        let mut path = String::new();
+        for step in steps {
+            match step {
+                Step::Literal(name) => path.push_str(&format!("/{}", encode(name.as_bytes()))),
+                Step::Open(_) => path.push_str(&format!("/{OTHER}")),
+            }
+        }
+        let path = if path.is_empty() { "/".to_owned() } else { path };
+        let host = rule.and_then(|rule| rule.host_patterns().next()).unwrap_or(&HostPattern::Any);
+        let rules: Vec<&Rule> = rule.into_iter().collect();
+        probe(&path, host, &method, &rules, path.clone())
+    }
+
+    /// What a file makes of it; nothing where it refuses the path.
+    pub(super) fn find(&self, snapshot: &Snapshot) -> Option<Match> {
+        let read = path::read(&self.path, snapshot.paths).ok()?;
         let (key, method) = (&read.key, &self.method);
-        let head = Head { host: &self.host, key, method, headers: &self.headers, query: &self.query };
-        let Match { found, guards } = snapshot.table.find(&head);
+        Some(snapshot.table.find(&Head { host: &self.host, key, method, headers: &self.headers, query: &self.query }))
+    }
+
+    /// Where a file sends it, in words that are equal exactly when nothing changes for the request.
+    pub(super) fn target(&self, snapshot: &Snapshot) -> String {
+        if let Err(oddity) = path::read(&self.path, snapshot.paths) {
+            return format!("400: {oddity}");
+        }
+        let Some(Match { found, guards }) = self.find(snapshot) else { return "400".to_owned() };
         match found {
             Found::Rule(index) => guarded(&snapshot.routes[index], &guards, snapshot),
             Found::Nothing => guarded(&snapshot.routes[snapshot.unrouted()], &guards, snapshot),

@@ -8,9 +8,11 @@ mod compile;
 pub mod diff;
 pub mod explain;
 mod store;
+pub mod traffic;
 
 use std::{
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -37,7 +39,7 @@ use crate::{
     rollout::overlay::Overlay,
     routing::{cohort::Cohort, key::Key, path::PathPolicy, table::Table},
     shadow::Shadow,
-    telemetry::metrics::RouteStats,
+    telemetry::{metrics::RouteStats, trace::Tracer},
     upstream::{Upstream, rewrite::Addresses},
 };
 
@@ -80,6 +82,14 @@ pub struct Snapshot {
     pub listeners: Listeners,
     /// The name servers asked for `dns:` and `srv:`; the system's where there are none.
     pub resolver: Vec<SocketAddr>,
+    /// Whether what clients ask for is learned.
+    pub inventory: bool,
+    /// How long the monolith must be silent before `retired` is proposed.
+    pub retire_after: Duration,
+    /// Where the access log goes, and what is in it.
+    pub access_log: AccessLog,
+    /// Who takes traces, if anybody does.
+    pub tracer: Option<Arc<Tracer>>,
     /// Who is told of changes.
     pub webhooks: Vec<WebhookConfig>,
     /// The token of the admin listener.
@@ -153,6 +163,8 @@ pub struct Route {
     pub path: Box<str>,
     /// Its stage.
     pub stage: Stage,
+    /// What its progress is counted under.
+    pub tags: Vec<Box<str>>,
     /// The index of its service.
     pub service: Option<usize>,
     /// The index of what stands in for the monolith.
@@ -208,6 +220,39 @@ pub struct CohortValues {
     pub header: [HeaderValue; 2],
     /// The member of `baggage` for the monolith and for the service.
     pub baggage: [HeaderValue; 2],
+}
+
+/// Where the access log goes, and what is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLog {
+    /// Where to.
+    pub to: LogTo,
+    /// The share of requests that went well of which there is a line, of 10,000.
+    pub sample: u16,
+    /// What is not told.
+    pub redact: Redact,
+}
+
+/// Where the access log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTo {
+    /// Nowhere.
+    Nowhere,
+    /// Standard output.
+    Stdout,
+    /// A file, to which lines are added.
+    File(PathBuf),
+}
+
+/// What the access log does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Redact {
+    /// The client's address; its network is told.
+    pub client: bool,
+    /// What varies in the path.
+    pub path: bool,
+    /// The host.
+    pub host: bool,
 }
 
 /// Time limits; none where switched off.

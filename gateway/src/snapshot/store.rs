@@ -33,6 +33,7 @@ use crate::{
         parse_jwks,
         policy::Per,
         rollout::ShadowConfig,
+        telemetry::TracingConfig,
         upstream::ConnectionsConfig,
         values::{OrNone, Span},
     },
@@ -47,7 +48,10 @@ use crate::{
     },
     routing::path::PathPolicy,
     shadow::{Shadow, record::Recorder},
-    telemetry::metrics::{Counts, ProcessStats, RouteStats, Source, UpstreamNow, UpstreamStats},
+    telemetry::{
+        metrics::{Counts, ProcessStats, RouteStats, Source, UpstreamNow, UpstreamStats},
+        trace::Tracer,
+    },
     upstream::Upstream,
 };
 
@@ -79,6 +83,10 @@ pub struct Registry {
     ramps: HashMap<Arc<str>, Arc<Ramp>>,
     /// What the journal knew at the start, as long as nobody has asked for it.
     recorded: HashMap<String, Record>,
+    /// Who takes traces, with what the file says of it.
+    tracer: Option<(TracingConfig, Arc<Tracer>)>,
+    /// What is counted of the process.
+    process: Arc<ProcessStats>,
     /// Our own listeners: no upstream may resolve to them.
     own: Arc<ArcSwap<Vec<SocketAddr>>>,
 }
@@ -112,6 +120,8 @@ impl Registry {
             holds: HashMap::new(),
             ramps: HashMap::new(),
             recorded: HashMap::new(),
+            tracer: None,
+            process: Arc::default(),
             begin: Instant::now(),
             own: Arc::default(),
         }
@@ -273,6 +283,17 @@ impl Registry {
         }
     }
 
+    pub(super) fn tracer(&mut self, config: &TracingConfig) -> Result<Arc<Tracer>, String> {
+        match &self.tracer {
+            Some((known, tracer)) if known == config => Ok(tracer.clone()),
+            _ => {
+                let tracer = Arc::new(Tracer::new(config, self.process.clone())?);
+                self.tracer = Some((config.clone(), tracer.clone()));
+                Ok(tracer)
+            }
+        }
+    }
+
     pub(super) fn keep_cache(&mut self, used: Option<&Arc<Cache>>) {
         if used.is_none() {
             self.cache = None;
@@ -391,6 +412,10 @@ impl Store {
     pub fn open(path: &Path, workers: usize) -> Result<Self, OpenError> {
         let config = config::load_with_env(path)?;
         let mut registry = Registry::new(workers);
+        let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+        let process =
+            Arc::new(ProcessStats { id: u32::try_from(random >> 32).unwrap_or(1), ..ProcessStats::default() });
+        registry.process = process.clone();
         let state = config.resolve(&config.file.state);
         // Before anything runs: what was put back stays put back.
         let (journal, records) =
@@ -405,9 +430,6 @@ impl Store {
         if let Some(cache) = &snapshot.cache {
             cache.take_effect();
         }
-        let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
-        let process =
-            Arc::new(ProcessStats { id: u32::try_from(random >> 32).unwrap_or(1), ..ProcessStats::default() });
         process.reload_ok.store(1, Ordering::Relaxed);
         process.loaded_at.store(snapshot.loaded.as_second(), Ordering::Relaxed);
         let status = Status { seen: config.warnings.clone(), warnings: config.warnings, ..Status::default() };

@@ -1,4 +1,4 @@
-//! One JSON line a request, on standard output.
+//! One JSON line a request, on standard output or in a file.
 //!
 //! A worker formats into a buffer of its own and hands whole blocks to one writer
 //! thread. A reader that does not keep up costs lines, which are counted, never
@@ -6,7 +6,9 @@
 
 use std::{
     cell::RefCell,
-    io::Write,
+    fs::File,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt as _,
     sync::{
         Arc,
         atomic::Ordering::Relaxed,
@@ -17,6 +19,7 @@ use std::{
 };
 
 use super::metrics::ProcessStats;
+use crate::snapshot::LogTo;
 
 /// A block that is handed over at once.
 const BLOCK: usize = 64 * 1024;
@@ -32,6 +35,8 @@ pub struct Line<'a> {
     pub time: (&'a str, u32),
     /// The id that the upstream got too.
     pub request_id: &'a [u8],
+    /// The trace that it is part of, where there are any.
+    pub trace: Option<u128>,
     /// The client's address, as far as it can be believed.
     pub client: &'a [u8],
     /// The method.
@@ -89,6 +94,9 @@ impl Line<'_> {
         out.push(b'.');
         digits3(out, self.time.1);
         text(out, b"Z\",\"request_id\":", self.request_id);
+        if let Some(trace) = self.trace {
+            let _ = write!(out, ",\"trace_id\":\"{trace:032x}\"");
+        }
         text(out, b",\"client\":", self.client);
         // Tokens stand for themselves.
         word(out, b",\"method\":\"", self.method);
@@ -187,17 +195,52 @@ fn digits3(out: &mut Vec<u8>, value: u32) {
     out.extend_from_slice(&[digit(value / 100), digit(value / 10), digit(value)]);
 }
 
+/// What the writer thread is sent.
+enum Message {
+    /// Lines.
+    Block(Vec<u8>),
+    /// Where they go from now on.
+    Open(Sink),
+    /// That was all.
+    Stop,
+}
+
+/// Where lines go.
+pub type Sink = Box<dyn Write + Send>;
+
+/// Opens the place where lines go.
+pub fn open(to: &LogTo) -> io::Result<Sink> {
+    Ok(match to {
+        LogTo::Nowhere => Box::new(io::sink()),
+        LogTo::Stdout => Box::new(io::stdout()),
+        LogTo::File(path) => Box::new(File::options().create(true).append(true).mode(0o640).open(path)?),
+    })
+}
+
 /// The writer thread, and where blocks go.
 pub struct Writer {
-    sender: SyncSender<Vec<u8>>,
+    sender: SyncSender<Message>,
     thread: JoinHandle<()>,
+}
+
+/// Has the writer thread write elsewhere.
+#[derive(Clone)]
+pub struct Redirect(SyncSender<Message>);
+
+impl Redirect {
+    /// What comes from now on goes there.
+    pub fn to(&self, sink: Sink) {
+        // The thread is behind by so many blocks at most.
+        let _ = self.0.send(Message::Open(sink));
+    }
 }
 
 impl Writer {
     /// Starts the thread.
-    pub fn start(sink: impl Write + Send + 'static) -> std::io::Result<Self> {
+    pub fn start(sink: Sink, stats: Arc<ProcessStats>) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(WAITING);
-        let thread = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write(sink, &receiver))?;
+        let thread =
+            std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write(sink, &receiver, &stats))?;
         Ok(Self { sender, thread })
     }
 
@@ -206,27 +249,55 @@ impl Writer {
         AccessLog { buffer: RefCell::default(), sender: self.sender.clone(), stats }
     }
 
+    /// For whoever says where lines go.
+    pub fn redirect(&self) -> Redirect {
+        Redirect(self.sender.clone())
+    }
+
     /// Waits until everything is written, but not for a reader that has stopped reading. The workers' ends must be gone.
     pub fn finish(self) {
-        drop(self.sender);
         let until = Instant::now() + LAST;
+        while let Err(TrySendError::Full(_)) = self.sender.try_send(Message::Stop) {
+            if Instant::now() >= until {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         while !self.thread.is_finished() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
-fn write(mut sink: impl Write, receiver: &Receiver<Vec<u8>>) {
-    while let Ok(block) = receiver.recv() {
-        // A closed pipe is the reader's wish; the gateway goes on.
-        let _ = sink.write_all(&block).and_then(|()| sink.flush());
+fn write(mut sink: Sink, receiver: &Receiver<Message>, stats: &ProcessStats) {
+    let mut failing = false;
+    while let Ok(message) = receiver.recv() {
+        match message {
+            Message::Block(block) => match sink.write_all(&block).and_then(|()| sink.flush()) {
+                Ok(()) => failing = false,
+                Err(error) => {
+                    stats.log_dropped.fetch_add(lines(&block), Relaxed);
+                    // A closed pipe is the reader's wish; a full disk is news, once.
+                    if !failing && error.kind() != io::ErrorKind::BrokenPipe {
+                        tracing::error!(%error, "the access log cannot be written; lines are lost, and counted");
+                    }
+                    failing = true;
+                }
+            },
+            Message::Open(new) => sink = new,
+            Message::Stop => return,
+        }
     }
+}
+
+fn lines(block: &[u8]) -> u64 {
+    block.split(|byte| *byte == b'\n').count() as u64 - 1
 }
 
 /// A worker's end of the access log.
 pub struct AccessLog {
     buffer: RefCell<Vec<u8>>,
-    sender: SyncSender<Vec<u8>>,
+    sender: SyncSender<Message>,
     stats: Arc<ProcessStats>,
 }
 
@@ -248,9 +319,8 @@ impl AccessLog {
             return;
         }
         let block = std::mem::replace(&mut *buffer, Vec::with_capacity(BLOCK + 1024));
-        if let Err(TrySendError::Full(block)) = self.sender.try_send(block) {
-            let lines = block.split(|byte| *byte == b'\n').count() - 1;
-            self.stats.log_dropped.fetch_add(lines as u64, Relaxed);
+        if let Err(TrySendError::Full(Message::Block(block))) = self.sender.try_send(Message::Block(block)) {
+            self.stats.log_dropped.fetch_add(lines(&block), Relaxed);
         }
     }
 }
@@ -261,8 +331,8 @@ impl Drop for AccessLog {
         let mut block = std::mem::take(&mut *self.buffer.borrow_mut());
         let until = Instant::now() + LAST;
         while !block.is_empty() && Instant::now() < until {
-            match self.sender.try_send(block) {
-                Err(TrySendError::Full(back)) => block = back,
+            match self.sender.try_send(Message::Block(block)) {
+                Err(TrySendError::Full(Message::Block(back))) => block = back,
                 _ => return,
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -279,6 +349,7 @@ mod tests {
         let line = Line {
             time: ("2026-11-22T17:00:00", 7),
             request_id: b"id",
+            trace: Some(0xabc),
             client: b"192.0.2.1",
             method: "GET",
             host: b"a\"\xff\x01",
@@ -307,7 +378,7 @@ mod tests {
         line.write(&mut out);
         let read: serde_json::Value = serde_json::from_slice(&out).unwrap();
         let expected = serde_json::json!({
-            "time": "2026-11-22T17:00:00.007Z", "request_id": "id", "client": "192.0.2.1", "method": "GET",
+            "time": "2026-11-22T17:00:00.007Z", "request_id": "id", "trace_id": "00000000000000000000000000000abc", "client": "192.0.2.1", "method": "GET",
             "host": "a\"\u{fffd}\u{1}", "path": "/\u{e9}\\\u{7f}", "protocol": "HTTP/1.1", "status": 200,
             "route": "orders", "stage": "canary", "arm": "service", "why": "hash", "bucket": 17,
             "upstream": "orders", "duration_ms": 1234.567, "head_ms": 0.042, "bytes_in": 0,

@@ -46,13 +46,13 @@ impl Arm {
 }
 
 /// Upper bounds of the duration buckets, in microseconds.
-const BUCKETS: [u64; 14] = [
+pub const BUCKETS: [u64; 14] = [
     500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
     10_000_000,
 ];
 
 /// `1xx` to `5xx`, and what the client never saw the end of.
-const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "aborted"];
+pub const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "aborted"];
 
 /// The class that counts what a client gave up.
 pub const ABORTED: usize = 5;
@@ -62,6 +62,7 @@ struct ArmShard {
     classes: [AtomicU64; 6],
     buckets: [AtomicU64; BUCKETS.len() + 1],
     micros: AtomicU64,
+    writes: AtomicU64,
     in_flight: AtomicI64,
 }
 
@@ -100,6 +101,8 @@ pub struct RareStats {
     pub unauthorized: AtomicU64,
     /// What the cache did, in the order of its words.
     pub cache: [AtomicU64; 6],
+    /// Requests of its path that its predicates refused, and the monolith answered.
+    pub fell: AtomicU64,
 }
 
 /// What the cache did for a request.
@@ -123,6 +126,19 @@ pub struct ArmTotals {
     pub classes: [u64; 6],
     /// Requests in flight.
     pub in_flight: i64,
+    /// Those that wrote.
+    pub writes: u64,
+    /// Durations by bucket.
+    pub durations: [u64; BUCKETS.len() + 1],
+    /// How long they took together, in microseconds.
+    pub micros: u64,
+}
+
+impl ArmTotals {
+    /// Requests of all classes.
+    pub fn requests(&self) -> u64 {
+        self.classes.iter().sum()
+    }
 }
 
 impl RouteStats {
@@ -144,12 +160,15 @@ impl RouteStats {
     }
 
     /// A request is over.
-    pub fn record(&self, worker: usize, arm: Arm, class: usize, duration: Duration) {
+    pub fn record(&self, worker: usize, arm: Arm, class: usize, writes: bool, duration: Duration) {
         let shard = &self.shards[worker][arm as usize];
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         bump(&shard.classes[class], 1);
         bump(&shard.buckets[BUCKETS.partition_point(|bound| *bound < micros)], 1);
         bump(&shard.micros, micros);
+        if writes {
+            bump(&shard.writes, 1);
+        }
     }
 
     /// What an arm has done so far.
@@ -160,43 +179,42 @@ impl RouteStats {
             for (total, class) in totals.classes.iter_mut().zip(&shard.classes) {
                 *total += class.load(Relaxed);
             }
+            for (total, bucket) in totals.durations.iter_mut().zip(&shard.buckets) {
+                *total += bucket.load(Relaxed);
+            }
+            totals.micros = totals.micros.wrapping_add(shard.micros.load(Relaxed));
+            totals.writes += shard.writes.load(Relaxed);
             totals.in_flight += shard.in_flight.load(Relaxed);
         }
         totals
     }
 
     /// About how many seconds the given share of an arm's requests took at most: by buckets, so roughly.
-    #[allow(clippy::cast_precision_loss, reason = "counts")]
-    pub fn quantile(&self, arm: Arm, quantile: f64) -> Option<f64> {
-        let (_, count, buckets) = self.durations(arm);
-        let (mut below, mut from) = (0, 0.0);
-        for (bound, inside) in buckets {
-            let rank = count as f64 * quantile;
-            if inside > 0 && (below + inside) as f64 >= rank {
-                // Evenly within its bucket; the last has no end.
-                let to = if bound.is_finite() { bound } else { from };
-                return Some(from + (to - from) * ((rank - below as f64) / inside as f64).clamp(0.0, 1.0));
-            }
-            (below, from) = (below + inside, bound);
-        }
-        None
+    pub fn quantile(&self, arm: Arm, share: f64) -> Option<f64> {
+        quantile(&self.totals(arm).durations, share)
     }
+}
 
-    /// The sum in seconds and the buckets of an arm's durations.
-    #[allow(clippy::cast_precision_loss, reason = "a sum of seconds for a graph")]
-    fn durations(&self, arm: Arm) -> (f64, u64, Vec<(f64, u64)>) {
-        let mut counts = [0; BUCKETS.len() + 1];
-        let mut micros = 0_u64;
-        for shard in &self.shards {
-            let shard = &shard[arm as usize];
-            for (count, bucket) in counts.iter_mut().zip(&shard.buckets) {
-                *count += bucket.load(Relaxed);
-            }
-            micros = micros.wrapping_add(shard.micros.load(Relaxed));
+/// About how many seconds the given share of requests took at most, whose durations are in these buckets: evenly within each.
+#[allow(clippy::cast_precision_loss, reason = "counts")]
+pub fn quantile(counts: &[u64], share: f64) -> Option<f64> {
+    let rank = counts.iter().sum::<u64>() as f64 * share;
+    let (mut below, mut from) = (0, 0.0);
+    for (bound, inside) in bounds().zip(counts) {
+        if *inside > 0 && (below + inside) as f64 >= rank {
+            // The last has no end.
+            let to = if bound.is_finite() { bound } else { from };
+            return Some(from + (to - from) * ((rank - below as f64) / *inside as f64).clamp(0.0, 1.0));
         }
-        let bounds = BUCKETS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::INFINITY]);
-        (micros as f64 / 1e6, counts.iter().sum(), bounds.zip(counts).collect())
+        (below, from) = (below + inside, bound);
     }
+    None
+}
+
+/// The upper bounds of the duration buckets, in seconds.
+#[allow(clippy::cast_precision_loss, reason = "small numbers")]
+fn bounds() -> impl Iterator<Item = f64> {
+    BUCKETS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::INFINITY])
 }
 
 /// What is counted of one upstream. Lives as long as its pools.
@@ -258,6 +276,8 @@ pub struct ProcessStats {
     pub loaded_at: AtomicI64,
     /// Lines that the access log had no room for.
     pub log_dropped: AtomicU64,
+    /// Spans that the collector took, those that it did not take, and those for which there was no room.
+    pub spans: [AtomicU64; 3],
     /// What copies of requests hold of bodies.
     pub copied: Arc<AtomicI64>,
     /// Panics caught.
@@ -345,8 +365,12 @@ impl Collector for All {
             )?;
             self.0.routes(&mut |route, stats| {
                 for arm in Arm::ALL {
-                    let (sum, count, buckets) = stats.durations(arm);
+                    let totals = stats.totals(arm);
+                    let count = totals.durations.iter().sum();
                     if count > 0 && result.is_ok() {
+                        let buckets: Vec<(f64, u64)> = bounds().zip(totals.durations).collect();
+                        #[allow(clippy::cast_precision_loss, reason = "a sum of seconds for a graph")]
+                        let sum = totals.micros as f64 / 1e6;
                         result = metric
                             .encode_family(&[("route", route), ("arm", arm.word())])
                             .and_then(|mut m| m.encode_histogram::<NoLabelSet>(sum, count, &buckets, None));
@@ -536,6 +560,13 @@ impl All {
         ] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value.load(Relaxed))?;
         }
+        {
+            let help = "Spans of traces, by what became of them";
+            let mut metric = encoder.encode_descriptor("trace_spans", help, None, MetricType::Counter)?;
+            for (word, count) in ["exported", "failed", "dropped"].into_iter().zip(&stats.spans) {
+                counter(&mut metric, &[("result", word)], count.load(Relaxed))?;
+            }
+        }
         for (name, help, value) in [
             ("client_requests_shed", "Requests refused, being too many", &stats.shed),
             ("client_connections_accepted", "Connections accepted", &stats.accepted),
@@ -583,8 +614,8 @@ mod tests {
     fn shards_add_up_and_labels_are_escaped() {
         let stats = RouteStats::new(2);
         stats.begin(0, Arm::Service);
-        stats.record(0, Arm::Service, class_of(http::StatusCode::OK), Duration::from_millis(3));
-        stats.record(1, Arm::Service, class_of(http::StatusCode::CREATED), Duration::from_mins(1));
+        stats.record(0, Arm::Service, class_of(http::StatusCode::OK), false, Duration::from_millis(3));
+        stats.record(1, Arm::Service, class_of(http::StatusCode::CREATED), true, Duration::from_mins(1));
         let text = encode(Arc::new(One(stats, UpstreamStats::default(), ProcessStats::default()))).unwrap();
         assert!(
             text.contains(r#"gateway_requests_total{route="a \"quoted\" name",arm="service",status="2xx"} 2"#),

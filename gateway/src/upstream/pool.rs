@@ -127,8 +127,13 @@ impl Pool {
         let flight =
             if way.copy { Flight::untold() } else { Flight::begin(&self.upstream, &endpoint, &upload, departed) };
         let mut outbox = Outbox::default();
-        if way.own_host && way.overrides.host.is_none() {
-            let overrides = Overrides { host: Some(endpoint.authority.clone()), ..way.overrides.clone() };
+        let own_host = way.own_host && way.overrides.host.is_none();
+        let traceparent = way.traceparent.borrow().clone();
+        if own_host || traceparent.is_some() {
+            let mut overrides = Overrides { traceparent, ..way.overrides.clone() };
+            if own_host {
+                overrides.host = Some(endpoint.authority.clone());
+            }
             write::request_head(outbox.flat(), parts, &overrides);
         } else {
             write::request_head(outbox.flat(), parts, &way.overrides);

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::Upstream;
@@ -20,6 +21,8 @@ pub struct Way {
     pub last_resort: bool,
     /// How its head differs from the client's.
     pub overrides: Overrides,
+    /// The context of the try, where it is traced.
+    pub traceparent: RefCell<Option<HeaderValue>>,
     /// Whether its host is the endpoint's own.
     pub own_host: bool,
     /// Whether its body goes in chunks.

@@ -20,7 +20,7 @@ use super::SESSIONS;
 /// Connections that ask at the same time.
 const CLIENTS: usize = 16;
 /// How long each waits between two requests.
-const PAUSE: Duration = Duration::from_millis(15);
+const PAUSE: Duration = Duration::from_millis(6);
 /// Failures that are told one by one.
 const TOLD: usize = 5;
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, bail};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -17,6 +17,8 @@ use tokio::{
 const EXAMPLE: &str = include_str!("../../../../routes.yaml");
 /// How long any wait of the demo may take.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long evidence may take, on a slow machine.
+const EVIDENCE: Duration = Duration::from_secs(180);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -86,13 +88,14 @@ impl Stage {
         Ok(Self { public, admin, file, origins, gateway, _folder: folder })
     }
 
-    /// Saves the file with another stage and share for `orders`, and waits until it runs.
-    pub(super) async fn write(&self, stage: &str, percent: &str) -> anyhow::Result<()> {
+    /// Saves the file with another stage for `orders`, and what is said of it beside that; waits until it runs.
+    pub(super) async fn write(&self, stage: &str, more: &str) -> anyhow::Result<()> {
         let before = self.config().await?["generation"].as_u64();
         let now = std::fs::read_to_string(&self.file)?;
-        let text = EXAMPLE
-            .replace("stage: legacy", &format!("stage: {stage}"))
-            .replace("percent: 10%", &format!("percent: {percent}"));
+        let end = EXAMPLE.find("    canary:\n").context("the example has no canary")?;
+        let example = EXAMPLE[..end].replace("stage: legacy", &format!("stage: {stage}"));
+        let more: String = more.lines().map(|line| format!("    {line}\n")).collect();
+        let text = format!("{example}{more}");
         self.save(&text)?;
         if text == now {
             return Ok(());
@@ -136,6 +139,45 @@ impl Stage {
         }
     }
 
+    /// What an admin call answers.
+    pub(super) async fn api(&self, path: &str) -> anyhow::Result<serde_json::Value> {
+        get(self.admin, path).await
+    }
+
+    /// Says something about a route by hand.
+    pub(super) async fn wish(&self, route: &str, word: &str, why: &str) -> anyhow::Result<()> {
+        let body = serde_json::json!({"who": "the demo", "why": why}).to_string();
+        let path = format!("/api/routes/{route}/{word}");
+        let told = ask(self.admin, http::Method::POST, &path, body).await?;
+        anyhow::ensure!(told["result"].is_string(), "the gateway refused `{word}`: {told}");
+        Ok(())
+    }
+
+    /// Gives the orders service a defect, or takes it away.
+    pub(super) async fn spoil(&self, defects: &str) -> anyhow::Result<()> {
+        let found = self.origins.iter().find(|(name, _)| *name == "orders").context("unknown origin")?;
+        ask(found.1.address, http::Method::PUT, "/_stub/defects", defects.to_owned()).await.map(drop)
+    }
+
+    /// Waits until something holds of what a route is told to do.
+    pub(super) async fn route(
+        &self,
+        what: &str,
+        holds: impl Fn(&serde_json::Value) -> bool,
+    ) -> anyhow::Result<serde_json::Value> {
+        let start = Instant::now();
+        loop {
+            let route = self.api("/api/routes/orders").await?;
+            if holds(&route) {
+                return Ok(route);
+            }
+            if start.elapsed() > EVIDENCE {
+                bail!("waited in vain until {what}: {route:#}");
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Requests that an origin got for an endpoint.
     pub(super) async fn count(&self, origin: &str, endpoint: &str) -> anyhow::Result<u64> {
         let counts = self.counts(origin).await?;
@@ -164,12 +206,21 @@ fn this_program() -> anyhow::Result<Command> {
     Ok(Command::new(std::env::current_exe()?))
 }
 
-/// Asks once, over a connection of its own.
 async fn get(address: SocketAddr, path: &str) -> anyhow::Result<serde_json::Value> {
+    ask(address, http::Method::GET, path, String::new()).await
+}
+
+/// Asks once, over a connection of its own.
+async fn ask(address: SocketAddr, method: http::Method, path: &str, body: String) -> anyhow::Result<serde_json::Value> {
     let tcp = TcpStream::connect(address).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(tcp)).await?;
     let driver = tokio::task::spawn_local(connection);
-    let request = http::Request::get(path).header("host", address.to_string()).body(Empty::<bytes::Bytes>::new())?;
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", address.to_string())
+        .header("x-gateway-admin", "1")
+        .body(Full::new(bytes::Bytes::from(body)))?;
     let body = sender.send_request(request).await?.into_body().collect().await?.to_bytes();
     driver.abort();
     Ok(serde_json::from_slice(&body)?)

@@ -11,6 +11,7 @@ mod overlaps;
 mod policies;
 mod rollout;
 mod routes;
+mod telemetry;
 mod upstreams;
 
 use std::{
@@ -50,6 +51,7 @@ pub(super) fn check(mut sources: Sources) -> Result<Config, Report> {
     auth::check_verifiers(&mut sources);
     cache::check_cache(&mut sources);
     rollout::check_webhooks(&mut sources);
+    telemetry::check_telemetry(&mut sources);
     upstreams::check_upstreams(&mut sources, addresses.as_ref());
     let defaults = sources.file.defaults.clone();
     if let Some(OrNone::Some(headers)) = &defaults.headers {

@@ -13,6 +13,7 @@ use super::{
     overlaps::{groups, ties_and_unreachable},
     policies::{Policies, check_policies},
     rollout::check_evidence,
+    telemetry::check_tags,
 };
 use crate::{
     config::{
@@ -57,6 +58,7 @@ pub(super) fn check_routes(sources: &mut Sources, items: &[Item<RouteConfig>], p
                 &format!("it is at {line}; give one of the two another `name:`"),
             );
         }
+        check_tags(sources, &item.at, &item.value);
         check_route(sources, item, rule.as_ref(), paths);
     }
     groups(sources, items);

@@ -3,6 +3,7 @@
 
 mod admin;
 mod auth;
+mod board;
 mod breaker;
 mod bulkheads;
 mod cache;
@@ -15,6 +16,7 @@ mod fallback;
 mod faults;
 mod flips;
 mod forwarding;
+mod inventory;
 mod language;
 mod limits;
 mod rates;
@@ -28,6 +30,7 @@ mod semantics;
 mod shared;
 mod streams;
 mod strict;
+mod telemetry;
 mod tls;
 mod upstreams;
 

@@ -30,7 +30,7 @@ use crate::{
 
 pub(super) fn metrics(control: &Control) -> Response<Bytes> {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    match metrics::encode(control.store.clone()) {
+    match metrics::encode(control.store.clone(), control.keeper.numbers()) {
         Ok(page) => text(StatusCode::OK, kind, page),
         Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }

@@ -341,7 +341,7 @@ fn name_of(prefix: &str) -> String {
 
 /// A text as YAML takes it for one.
 fn quoted(text: &str) -> String {
-    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_.:".contains(&byte))
+    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_.:*".contains(&byte))
         && text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/')
         && !matches!(
             text.to_ascii_lowercase().as_str(),

@@ -35,7 +35,7 @@ use super::{
 use crate::{
     config::{Stage, UNROUTED},
     snapshot::{Route, Snapshot, Store, traffic},
-    telemetry::metrics::{Arm, RouteStats},
+    telemetry::metrics::{Arm, InventoryNow, RouteStats},
 };
 
 /// Blocks and calls that wait, at most.
@@ -75,6 +75,7 @@ pub struct Keeper {
     sender: SyncSender<Message>,
     dropped: Arc<AtomicU64>,
     lately: ArcSwap<Lately>,
+    numbers: ArcSwap<InventoryNow>,
     trouble: Mutex<Option<String>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -87,6 +88,7 @@ impl Keeper {
             sender,
             dropped: Arc::default(),
             lately: ArcSwap::default(),
+            numbers: ArcSwap::default(),
             trouble: Mutex::default(),
             thread: Mutex::default(),
         });
@@ -128,6 +130,11 @@ impl Keeper {
     /// What routes did of late.
     pub fn lately(&self) -> Arc<Lately> {
         self.lately.load_full()
+    }
+
+    /// What the inventory knows, in numbers.
+    pub fn numbers(&self) -> InventoryNow {
+        **self.numbers.load()
     }
 
     /// Why nothing can be written down, if so.
@@ -359,6 +366,9 @@ impl Books {
             self.endpoints = by_tag.into_iter().collect();
             self.endpoints.sort();
         }
+        let (moved, endpoints) = self.endpoints.first().filter(|(tag, _)| tag.is_empty()).map_or((0, 0), |of| of.1);
+        let numbers = InventoryNow { moved, endpoints, dropped: self.inventory.dropped() };
+        self.shared.numbers.store(Arc::new(numbers));
         for (tag, endpoints) in &self.endpoints {
             point.add(tag, Tally { endpoints: *endpoints, ..Tally::default() });
         }

@@ -213,6 +213,11 @@ impl Inventory {
         self.dropped += requests;
     }
 
+    /// Requests that were not counted.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
     /// Makes sure that the segments of a pattern keep their names, and its open ones are open.
     pub fn pin(&mut self, steps: &[Step]) {
         self.tree.pin(steps);

@@ -301,16 +301,27 @@ pub trait Source: Send + Sync + 'static {
     fn process(&self) -> &ProcessStats;
 }
 
+/// What the inventory knows, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InventoryNow {
+    /// Endpoints that the monolith has no part in any more.
+    pub moved: u64,
+    /// All endpoints that were called.
+    pub endpoints: u64,
+    /// Requests that were not counted in it.
+    pub dropped: u64,
+}
+
 /// The Prometheus text (`OpenMetrics` 1.0) of everything.
-pub fn encode(source: Arc<dyn Source>) -> Result<String, fmt::Error> {
+pub fn encode(source: Arc<dyn Source>, inventory: InventoryNow) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("gateway");
-    registry.register_collector(Box::new(All(source)));
+    registry.register_collector(Box::new(All(source, inventory)));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
     Ok(text)
 }
 
-struct All(Arc<dyn Source>);
+struct All(Arc<dyn Source>, InventoryNow);
 
 impl fmt::Debug for All {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -338,6 +349,18 @@ impl Collector for All {
                                 count,
                             );
                         }
+                    }
+                }
+            });
+        }
+        {
+            let help = "Requests that write, by route and by who answered";
+            let mut metric = encoder.encode_descriptor("writes", help, None, MetricType::Counter)?;
+            self.0.routes(&mut |route, stats| {
+                for arm in Arm::ALL {
+                    let writes = stats.totals(arm).writes;
+                    if writes > 0 && result.is_ok() {
+                        result = counter(&mut metric, &[("route", route), ("arm", arm.word())], writes);
                     }
                 }
             });
@@ -381,6 +404,7 @@ impl Collector for All {
         result?;
         self.encode_rare(&mut encoder)?;
         self.encode_evidence(&mut encoder)?;
+        self.encode_inventory(&mut encoder)?;
         self.encode_upstreams(&mut encoder)?;
         self.encode_process(&mut encoder)
     }
@@ -459,6 +483,25 @@ impl All {
             });
         }
         result
+    }
+
+    fn encode_inventory(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let InventoryNow { moved, endpoints, dropped } = self.1;
+        {
+            let help = "Endpoints that clients call, by whether the monolith has a part in them";
+            let mut metric = encoder.encode_descriptor("inventory_endpoints", help, None, MetricType::Gauge)?;
+            for (state, count) in [("moved", moved), ("legacy", endpoints.saturating_sub(moved))] {
+                gauge(&mut metric, &[("state", state)], i64::try_from(count).unwrap_or(i64::MAX))?;
+            }
+        }
+        encoder
+            .encode_descriptor(
+                "inventory_dropped",
+                "Requests that are not in the inventory",
+                None,
+                MetricType::Counter,
+            )?
+            .encode_counter::<NoLabelSet, _, u64>(&dropped, None)
     }
 
     fn each_route(&self, mut visit: impl FnMut(&str, &RouteStats) -> fmt::Result) -> fmt::Result {
@@ -616,7 +659,10 @@ mod tests {
         stats.begin(0, Arm::Service);
         stats.record(0, Arm::Service, class_of(http::StatusCode::OK), false, Duration::from_millis(3));
         stats.record(1, Arm::Service, class_of(http::StatusCode::CREATED), true, Duration::from_mins(1));
-        let text = encode(Arc::new(One(stats, UpstreamStats::default(), ProcessStats::default()))).unwrap();
+        let one = One(stats, UpstreamStats::default(), ProcessStats::default());
+        let text = encode(Arc::new(one), InventoryNow { moved: 2, endpoints: 7, dropped: 1 }).unwrap();
+        assert!(text.contains(r#"gateway_writes_total{route="a \"quoted\" name",arm="service"} 1"#), "{text}");
+        assert!(text.contains(r#"gateway_inventory_endpoints{state="legacy"} 5"#), "{text}");
         assert!(
             text.contains(r#"gateway_requests_total{route="a \"quoted\" name",arm="service",status="2xx"} 2"#),
             "{text}"

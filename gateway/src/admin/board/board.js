@@ -597,7 +597,7 @@
     if (!inventory) return;
     $("tabs").replaceChildren(...TABS.map((one) => make("button", {
       type: "button", role: "tab", "aria-selected": one === tab ? "true" : "false", id: `tab-${one[0]}`,
-      onclick: () => { tab = one; most = 100; drawInventory(); $(`tab-${one[0]}`).focus(); },
+      onclick: () => { tab = one; most = 100; drawInventory(); $(`tab-${one[0]}`).focus(); loadInventory(); },
     }, `${one[1]} (${number(inventory.endpoints.filter(one[2]).length)})`)));
     const wanted = $("search").value.trim().toLowerCase();
     const rows = inventory.endpoints.filter((e) => tab[2](e) && (!wanted || `${e.method} ${e.path} ${e.route || ""}`.toLowerCase().includes(wanted)));

@@ -115,6 +115,17 @@ pub(crate) fn run(address: SocketAddr, plan: &Plan, mark: &mut dyn FnMut()) -> a
     runtime.block_on(turn(address, *plan, mark))
 }
 
+/// Asks once, and reads to the end; how many bytes that were.
+pub(crate) fn once(address: SocketAddr, path: &str) -> anyhow::Result<usize> {
+    use std::io::{Read as _, Write as _};
+    let mut tcp = std::net::TcpStream::connect(address)?;
+    tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(tcp, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    let mut got = Vec::new();
+    tcp.read_to_end(&mut got)?;
+    Ok(got.len())
+}
+
 /// Opens connections that ask once; closed when dropped.
 pub(crate) fn idle(address: SocketAddr, count: usize) -> anyhow::Result<Vec<std::net::TcpStream>> {
     use std::io::{Read as _, Write as _};

@@ -14,9 +14,18 @@ mod peers;
 mod report;
 mod rollouts;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::{Parser, Subcommand};
 
 use crate::{
@@ -142,6 +151,16 @@ fn cases(turn: Duration) -> Vec<Case> {
         Case { name: "GET 1 KiB, 64 connections, 10 and 10,000 routes", plan: get(64), only: tables },
         Case { name: "GET 1 KiB, 64 connections, resilience off and on", plan: get(64), only: layers },
         Case {
+            name: "GET 1 KiB, 64 connections, telemetry",
+            plan: get(64),
+            only: &["gateway", "gateway, before", "gateway, telemetry off", "gateway, telemetry and 1 % traced"],
+        },
+        Case {
+            name: "GET 1 KiB, 4,000 a second over 64 connections, scraped twice a second",
+            plan: Plan { rate: Some(4000), ..get(64) },
+            only: &["gateway, telemetry of 500 routes", "gateway, telemetry of 500 routes, scraped"],
+        },
+        Case {
             name: "GET 1 KiB that is kept, 64 connections",
             plan: Plan { shape: Shape::Kept("/a/1k"), ..get(64) },
             only: &["gateway, cache", "nginx, cache, same work", "nginx, cache, bare", "Varnish"],
@@ -188,8 +207,12 @@ fn compare(peers: &Peers, rounds: usize, turn: Duration, only: &str) -> anyhow::
                 let peer = taking[(n + round) % taking.len()];
                 let mut marks = Vec::new();
                 let mut mark = || marks.push((peer.cpu().unwrap_or_default(), stolen().unwrap_or_default()));
+                let scraping = peer.scraped.filter(|_| peer.name.ends_with("scraped")).map(Scraping::start);
                 let told = load::run(peer.address, &case.plan, &mut mark)
                     .with_context(|| format!("{} at {}", peer.name, case.name))?;
+                if let Some(scraping) = scraping {
+                    scraping.stop()?;
+                }
                 let [(cpu, stolen), (cpu_then, stolen_then)] = marks[..] else { bail!("a turn without an end") };
                 let (cpu, stolen) = (cpu_then.saturating_sub(cpu), stolen_then - stolen);
                 ensure!(told.failures == 0, "{} at {}: {} failures", peer.name, case.name, told.failures);
@@ -201,9 +224,41 @@ fn compare(peers: &Peers, rounds: usize, turn: Duration, only: &str) -> anyhow::
     Ok(())
 }
 
+/// Reads the metrics of a gateway twice a second, as long as a turn lasts.
+struct Scraping {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<anyhow::Result<(usize, usize)>>,
+}
+
+impl Scraping {
+    fn start(address: SocketAddr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let (mut scrapes, mut bytes) = (0, 0);
+            while !stopped.load(Relaxed) {
+                bytes = load::once(address, "/metrics")?;
+                scrapes += 1;
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            Ok((scrapes, bytes))
+        });
+        Self { stop, thread }
+    }
+
+    fn stop(self) -> anyhow::Result<()> {
+        self.stop.store(true, Relaxed);
+        let (scrapes, bytes) = self.thread.join().map_err(|_| anyhow!("scraping panicked"))??;
+        ensure!(scrapes > 0 && bytes > 100_000, "{scrapes} scrapes of {bytes} bytes");
+        Ok(())
+    }
+}
+
 fn takes_part(peer: &Peer, only: &[&str]) -> bool {
     // Some are for cases of their own.
-    let own = ["routes", "resilience", "full", "cache", "JWT", "Varnish"].iter().any(|word| peer.name.contains(word));
+    let own = ["routes", "resilience", "full", "cache", "JWT", "Varnish", "telemetry"]
+        .iter()
+        .any(|word| peer.name.contains(word));
     if only.is_empty() { !own } else { only.contains(&peer.name.as_str()) }
 }
 

@@ -19,6 +19,8 @@ pub(crate) struct Peer {
     pub(crate) name: String,
     /// Where it listens.
     pub(crate) address: SocketAddr,
+    /// Where it is scraped during its turns, if it is.
+    pub(crate) scraped: Option<SocketAddr>,
     process: Child,
     /// Processes whose time counts: itself, or its only worker.
     ids: Vec<u32>,
@@ -147,6 +149,19 @@ impl Peers {
         all.push(self::gateway("gateway, resilience on", gateway, &dir, upstream, 10, Layers::On)?);
         all.push(self::gateway("gateway, cache", gateway, &dir, upstream, 10, Layers::Cache)?);
         all.push(self::gateway("gateway, JWT", gateway, &dir, upstream, 10, Layers::Jwt)?);
+        all.push(self::gateway("gateway, telemetry off", gateway, &dir, upstream, 10, Layers::Untold)?);
+        all.push(self::gateway("gateway, telemetry and 1 % traced", gateway, &dir, upstream, 10, Layers::Traced)?);
+        for (name, scraped) in
+            [("gateway, telemetry of 500 routes", false), ("gateway, telemetry of 500 routes, scraped", true)]
+        {
+            let mut peer = self::gateway(name, gateway, &dir, upstream, 500, Layers::Default)?;
+            // Each has something to tell.
+            for n in 1..500 {
+                crate::load::once(peer.address, &format!("/r{}/p{n}/x", n % 100))?;
+            }
+            peer.scraped = peer.scraped.filter(|_| scraped);
+            all.push(peer);
+        }
         all.push(self::gateway("gateway, full", gateway, &dir, silent()?, 10, Layers::Shed)?);
         let full = all.last().context("it was just put there")?.address;
         let occupied = occupy(full)?;
@@ -195,6 +210,10 @@ pub(crate) enum Layers {
     Cache,
     /// Nobody comes in without a token.
     Jwt,
+    /// Neither inventory nor access log.
+    Untold,
+    /// Beside all else, one request of a hundred is traced.
+    Traced,
 }
 
 /// The secret of the token that the load brings.
@@ -224,7 +243,7 @@ pub(crate) fn routes(
 ) -> String {
     let plain = format!("url: \"http://{upstream}\"");
     let (service, policies) = match layers {
-        Layers::Default => (plain, "stage: migrated"),
+        Layers::Default | Layers::Untold | Layers::Traced => (plain, "stage: migrated"),
         Layers::Off => (plain + ", breaker: none", "stage: migrated, retry: none, fallback: none"),
         Layers::On => (
             format!(
@@ -242,8 +261,14 @@ pub(crate) fn routes(
         ),
         Layers::Shed => (plain + ", breaker: none, max_requests: 1, max_pending: 0", "stage: retired, retry: none"),
     };
+    let telemetry = match layers {
+        Layers::Untold => "access_log: none\ninventory: none\n".to_owned(),
+        // The origin takes anything.
+        Layers::Traced => format!("tracing: {{otlp: \"http://{upstream}/a/1k\", sample: 1%}}\n"),
+        _ => String::new(),
+    };
     let mut text = format!(
-        "listen: {listen}\nadmin: {admin}\nauth:\n  main: {{issuer: \"https://id.example.com/\", audience: [shop], secret: {SECRET}}}\nupstreams:\n  legacy: {{url: \"http://{upstream}\", connections: {{max: 20000}}}}\n  \
+        "{telemetry}listen: {listen}\nadmin: {admin}\nauth:\n  main: {{issuer: \"https://id.example.com/\", audience: [shop], secret: {SECRET}}}\nupstreams:\n  legacy: {{url: \"http://{upstream}\", connections: {{max: 20000}}}}\n  \
          service: {{{service}, connections: {{max: 20000}}}}\nroutes:\n  \
          - {{name: a, match: /a/**, upstream: service, {policies}}}\n"
     );
@@ -269,7 +294,9 @@ fn gateway(
     std::fs::write(&file, routes(listen, admin, upstream, count, layers))?;
     let executable = executable.display().to_string();
     let process = spawn(CORES.0, &executable, &["run", "--workers", "1", &file.display().to_string()])?;
-    peer(name, listen, process)
+    let mut peer = peer(name, listen, process)?;
+    peer.scraped = Some(admin);
+    Ok(peer)
 }
 
 /// A request that takes the only place of an upstream that never answers; kept as long as the result.
@@ -370,7 +397,7 @@ fn spawn(core: &str, program: &str, arguments: &[&str]) -> anyhow::Result<Child>
 }
 
 fn peer(name: &str, address: SocketAddr, process: Child) -> anyhow::Result<Peer> {
-    let mut this = Peer { name: name.to_owned(), address, ids: vec![process.id()], process };
+    let mut this = Peer { name: name.to_owned(), address, scraped: None, ids: vec![process.id()], process };
     wait(address).with_context(|| name.to_owned())?;
     let id = this.process.id();
     // nginx has a master and a worker, which may come after the listener.

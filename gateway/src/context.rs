@@ -44,7 +44,7 @@ use crate::{
     telemetry::{
         access_log::{AccessLog, Line},
         metrics::{ABORTED, Arm, FALLBACKS, SERVED, class_of},
-        trace::{Told, Trace, Try, traceparent},
+        trace::{TRIES, Told, Trace, Try, traceparent},
     },
     timer::Timer,
     upstream::{
@@ -479,7 +479,9 @@ pub struct Exchange {
     /// What went wrong.
     pub failure: RefCell<Option<(Kind, String)>>,
     /// Its part in a trace, where there are any.
-    pub trace: RefCell<Option<Box<Trace>>>,
+    pub trace: Cell<Option<Trace>>,
+    /// Its tries, where it is traced.
+    pub tries: RefCell<Vec<Try>>,
     /// What there is to do once its client has its answer.
     pub after: RefCell<Option<After>>,
     /// Whether it is a copy: nobody's request, and counted nowhere as such.
@@ -562,7 +564,8 @@ impl Exchange {
             sent: Cell::new(0),
             complete: Cell::new(false),
             failure: RefCell::new(None),
-            trace: RefCell::default(),
+            trace: Cell::new(None),
+            tries: RefCell::default(),
             after: RefCell::default(),
             shadow: Cell::new(false),
             counted: Cell::new(false),
@@ -790,8 +793,7 @@ impl Exchange {
         if let Some((kind, _)) = &*self.failure.borrow() {
             self.count_limit(*kind);
         }
-        let trace = self.trace.take();
-        if let Some(trace) = trace.as_deref().filter(|trace| trace.sampled) {
+        if let Some(trace) = self.trace.get().filter(|trace| trace.sampled) {
             self.tell_trace(trace, class, duration);
         }
         let log = &self.snapshot().access_log;
@@ -800,7 +802,7 @@ impl Exchange {
             || !matches!(class, 1..=3)
             || self.worker.random() % u64::from(EVERYTHING) < u64::from(log.sample);
         if wanted && log.to != LogTo::Nowhere {
-            self.log(trace.as_deref(), duration);
+            self.log(duration);
         }
     }
 
@@ -816,13 +818,12 @@ impl Exchange {
 
     /// Whether it is traced.
     pub fn is_traced(&self) -> bool {
-        self.trace.borrow().as_ref().is_some_and(|trace| trace.sampled)
+        self.trace.get().is_some_and(|trace| trace.sampled)
     }
 
     /// Begins a try's span, where it is traced, and tells whoever is asked; it and when it began.
     pub fn begin_try(&self, way: &Way) -> Option<(u64, Duration)> {
-        let trace = self.trace.borrow();
-        let trace = trace.as_ref().filter(|trace| trace.sampled)?;
+        let trace = self.trace.get().filter(|trace| trace.sampled)?;
         let span = self.worker.random().max(1);
         *way.traceparent.borrow_mut() = Some(traceparent(trace.trace, span, true));
         Some((span, self.started.elapsed()))
@@ -830,12 +831,13 @@ impl Exchange {
 
     /// Ends it.
     pub fn end_try(&self, (span, begun): (u64, Duration), upstream: &Upstream, result: Result<u16, &'static str>) {
-        if let Some(trace) = &mut *self.trace.borrow_mut() {
-            trace.add(Try { span, upstream: upstream.name.clone(), at: (begun, self.started.elapsed()), result });
+        let mut tries = self.tries.borrow_mut();
+        if tries.len() < TRIES {
+            tries.push(Try { span, upstream: upstream.name.clone(), at: (begun, self.started.elapsed()), result });
         }
     }
 
-    fn tell_trace(&self, trace: &Trace, class: usize, duration: Duration) {
+    fn tell_trace(&self, trace: Trace, class: usize, duration: Duration) {
         let Some(tracer) = &self.snapshot().tracer else { return };
         let route = self.route();
         let redact = self.snapshot().access_log.redact;
@@ -881,7 +883,7 @@ impl Exchange {
             None => self.status.get().to_string(),
         });
         let started = UNIX_EPOCH + self.worker.since_epoch(self.started);
-        tracer.take(trace, Told { started, duration, name, attributes, error });
+        tracer.take(trace, &self.tries.borrow(), Told { started, duration, name, attributes, error });
     }
 
     fn told_client(&self, redact: bool) -> String {
@@ -894,7 +896,7 @@ impl Exchange {
         if redact { Cow::Owned(masked(self.uri.path(), &self.route().path)) } else { Cow::Borrowed(self.uri.path()) }
     }
 
-    fn log(&self, trace: Option<&Trace>, duration: Duration) {
+    fn log(&self, duration: Duration) {
         let redact = self.snapshot().access_log.redact;
         let route = self.route();
         let failure = self.failure.borrow();
@@ -909,7 +911,7 @@ impl Exchange {
             self.worker.log.write(&Line {
                 time,
                 request_id: self.request_id.get().map_or(b"", HeaderValue::as_bytes),
-                trace: trace.map(|trace| trace.trace),
+                trace: self.trace.get().map(|trace| trace.trace),
                 client,
                 method: self.method.as_str(),
                 host: if redact.host { b"*" } else { self.host.get().map_or(b"", HeaderValue::as_bytes) },

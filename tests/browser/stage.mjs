@@ -4,10 +4,11 @@ import { mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import http from "node:http";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 
-export const ROOT = join(import.meta.dirname, "..", "..");
+export const ROOT = join(dirname(fileURLToPath(import.meta.url)), "..", "..");
 const GATEWAY = process.env.GATEWAY || join(ROOT, "target", "debug", "gateway");
 /** How long any wait may take before a test has failed. */
 export const PATIENCE = 30_000;

@@ -180,7 +180,7 @@ impl Admin {
             "/api/inventory" if parts.method == Method::POST => api::import(&self.control, body).await,
             "/api/inventory" => api::inventory(&self.control).await,
             "/healthz" | "/readyz" => self.health(path),
-            "/metrics" => api::metrics(&self.control),
+            "/metrics" => api::metrics(&self.control).await,
             "/api/status" => json(StatusCode::OK, &api::status(&self.control)),
             "/api/routes" => json(StatusCode::OK, &api::routes(&self.control)),
             "/api/history" => api::history(&self.control, parts.uri.query().unwrap_or_default()).await,

@@ -122,6 +122,9 @@ fn known(remote: &Remote, from: &[PathBuf]) -> anyhow::Result<Document> {
     Ok(read.document(if until > 0 { until } else { now() }, &locate))
 }
 
+/// Whether an endpoint is in a list.
+type Holds = fn(&Endpoint) -> bool;
+
 fn describe(document: &Document, limit: usize) -> String {
     let summary = document.summary;
     let mut out = format!(
@@ -134,7 +137,7 @@ fn describe(document: &Document, limit: usize) -> String {
             "{lost} requests are not in it: more endpoints, or more requests, than there was room for\n"
         ));
     }
-    let lists: [(&str, fn(&Endpoint) -> bool); 5] = [
+    let lists: [(&str, Holds); 5] = [
         ("still on the monolith, by traffic", |e| matches!(e.state, Standing::Legacy | Standing::Shadow)),
         ("never called: delete, do not migrate", |e| e.state == Standing::NeverCalled),
         ("under way", |e| e.state == Standing::Canary),

@@ -7,6 +7,8 @@ use crate::telemetry::metrics::{BUCKETS, quantile};
 
 /// Parts of the last hour.
 const PARTS: usize = 12;
+/// The same, as a number of them that went by.
+const ALL: u32 = 12;
 /// How long one is, in seconds.
 const PART: u32 = 300;
 
@@ -69,10 +71,15 @@ impl Counts {
             400.. => self.client_errors += 1,
             _ => {}
         }
-        self.move_on(seen.at);
-        if self.last / PART - seen.at.min(self.last) / PART < PARTS as u32 {
-            let part = &mut self.recent[(seen.at / PART) as usize % PARTS];
-            *part = part.saturating_add(1);
+        let part = seen.at / PART;
+        if part > self.last / PART {
+            self.move_on(part);
+        }
+        self.last = self.last.max(seen.at);
+        // What is older than the ring comes out of a log that is not in order.
+        if self.last / PART - part < ALL {
+            let count = &mut self.recent[part as usize % PARTS];
+            *count = count.saturating_add(1);
         }
         if let Some(micros) = seen.micros {
             let bucket = BUCKETS.partition_point(|bound| *bound < u64::from(micros));
@@ -80,16 +87,11 @@ impl Counts {
         }
     }
 
-    /// Forgets what is older than an hour at this moment.
-    fn move_on(&mut self, now: Seconds) {
-        let (before, part) = (self.last / PART, now / PART);
-        for old in (before + 1..=part).take(PARTS) {
+    /// Forgets what is older than an hour when this part begins.
+    fn move_on(&mut self, part: u32) {
+        for old in (self.last / PART + 1..=part).take(PARTS) {
             self.recent[old as usize % PARTS] = 0;
         }
-        if part > before + PARTS as u32 {
-            self.recent = [0; PARTS];
-        }
-        self.last = self.last.max(now);
     }
 
     /// Requests an hour: of the last hour, or of as much of it as was watched since `first`.
@@ -103,7 +105,7 @@ impl Counts {
         let part = (now / PART) as usize + PARTS;
         let sum: u64 = (0..PARTS - age).map(|back| u64::from(self.recent[(part - age - back) % PARTS])).sum();
         // The newest part has only begun.
-        let watched = (PARTS as u32 - 1) * PART + now % PART;
+        let watched = (ALL - 1) * PART + now % PART;
         let watched = watched.min(now.saturating_sub(first)).max(60);
         sum as f64 * 3600.0 / f64::from(watched)
     }
@@ -154,14 +156,16 @@ mod tests {
         for n in 0..7_200 {
             counts.take(at(begin + n));
         }
-        let rate = |now| counts.per_hour(begin, now).round();
-        assert!((3_500.0..3_700.0).contains(&rate(begin + 7_199)), "{}", rate(begin + 7_199));
-        assert!((1_700.0..2_000.0).contains(&rate(begin + 7_200 + 1_799)), "{}", rate(begin + 8_999));
-        assert_eq!(rate(begin + 7_200 + 3_600), 0.0);
+        #[allow(clippy::cast_possible_truncation, reason = "rates of a test")]
+        let whole = |rate: f64| rate.round() as i64;
+        let rate = |now| whole(counts.per_hour(begin, now));
+        assert!((3_500..3_700).contains(&rate(begin + 7_199)), "{}", rate(begin + 7_199));
+        assert!((1_700..2_000).contains(&rate(begin + 7_200 + 1_799)), "{}", rate(begin + 8_999));
+        assert_eq!(rate(begin + 7_200 + 3_600), 0);
         // What was watched for a minute only is no less.
         let mut young = Counts::default();
         (0..60).for_each(|n| young.take(at(begin + n)));
-        assert_eq!(young.per_hour(begin, begin + 60).round(), 3_600.0);
+        assert_eq!(whole(young.per_hour(begin, begin + 60)), 3_600);
         assert_eq!(counts.quantile_ms(0.5), Some(3.75));
     }
 
@@ -172,9 +176,9 @@ mod tests {
         for n in 0..3_600 {
             let seen = Seen { status: if n % 10 == 0 { 500 } else { 404 }, ..at(begin + n) };
             if n % 3 == 0 {
-                a.take(seen)
+                a.take(seen);
             } else {
-                b.take(seen)
+                b.take(seen);
             }
             both.take(seen);
         }

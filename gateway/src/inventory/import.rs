@@ -1,14 +1,14 @@
 //! What others know of a monolith's endpoints: OpenAPI documents, access logs, and inventories of another gateway.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::{BufRead, BufReader, Read as _},
     path::Path,
 };
 
 use jiff::fmt::strtime;
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::{
     Document, Endpoint, Inventory,
@@ -36,22 +36,6 @@ pub struct Read {
     pub unreadable: u64,
     /// The newest moment in it.
     pub until: Seconds,
-}
-
-/// The parts of an OpenAPI document (2.0, 3.0, 3.1) that say which endpoints there are.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct OpenApi {
-    #[serde(default)]
-    base_path: String,
-    #[serde(default)]
-    servers: Vec<Server>,
-    paths: BTreeMap<String, BTreeMap<String, IgnoredAny>>,
-}
-
-#[derive(Deserialize)]
-struct Server {
-    url: String,
 }
 
 /// Reads a file, whatever it is, into an inventory.
@@ -88,7 +72,7 @@ pub fn read(file: &Path, into: &mut Inventory, paths: PathPolicy) -> Result<Read
 pub fn document(text: &str) -> Result<Document, String> {
     let help = "an OpenAPI document, an access log in the combined format, or an inventory as `gateway inventory --json` prints it";
     // JSON is YAML, too, but its own reader is faster.
-    let value: serde_json::Value = match serde_json::from_str(text) {
+    let value: Value = match serde_json::from_str(text) {
         Ok(value) => value,
         Err(_) => {
             serde_yaml::from_str(text).map_err(|error| format!("neither JSON nor YAML ({error}); wanted: {help}"))?
@@ -97,38 +81,36 @@ pub fn document(text: &str) -> Result<Document, String> {
     if value["endpoints"].is_array() {
         return Document::deserialize(value).map_err(|error| error.to_string());
     }
-    if !value["paths"].is_object() {
+    let Some(paths) = value["paths"].as_object() else {
         return Err(format!("it has no `paths`; wanted: {help}"));
-    }
-    // What else stands beside the methods of a path may be of any type.
-    let openapi = OpenApi::deserialize(value).map_err(|error| format!("not an OpenAPI document: {error}"))?;
-    Ok(openapi.into())
+    };
+    Ok(openapi(&value, paths))
 }
 
-impl From<OpenApi> for Document {
-    fn from(openapi: OpenApi) -> Self {
-        let base = match openapi.servers.first() {
-            // The path of the URL, which may be one itself.
-            Some(Server { url }) => {
-                let rest = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
-                rest.find('/').map_or(String::new(), |at| rest[at..].to_owned())
-            }
-            None => openapi.base_path,
-        };
-        let base = base.trim_end_matches('/');
-        let mut endpoints = Vec::new();
-        for (path, operations) in openapi.paths {
-            for method in operations.into_keys().map(|word| word.to_ascii_uppercase()) {
-                let known = METHODS.contains(&method.as_str()) && method != "OTHER";
-                if known || method == "TRACE" {
-                    let method = if known { method } else { "OTHER".to_owned() };
-                    let path = format!("{base}{path}");
-                    endpoints.push(Endpoint { method, path, documented: true, ..Endpoint::default() });
-                }
+/// The endpoints of an OpenAPI document (2.0, 3.0, 3.1): its paths and methods, below the path of its first server.
+fn openapi(document: &Value, paths: &Map<String, Value>) -> Document {
+    let base = match document["servers"][0]["url"].as_str() {
+        // The path of the URL, which may be one itself.
+        Some(url) => {
+            let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+            rest.find('/').map_or("", |at| &rest[at..])
+        }
+        None => document["basePath"].as_str().unwrap_or_default(),
+    };
+    let base = base.trim_end_matches('/');
+    let mut endpoints = Vec::new();
+    for (path, operations) in paths {
+        // What else stands beside the methods of a path is none.
+        for method in operations.as_object().into_iter().flatten().map(|(word, _)| word.to_ascii_uppercase()) {
+            let known = METHODS.contains(&method.as_str()) && method != "OTHER";
+            if known || method == "TRACE" {
+                let method = if known { method } else { "OTHER".to_owned() };
+                let path = format!("{base}{path}");
+                endpoints.push(Endpoint { method, path, documented: true, ..Endpoint::default() });
             }
         }
-        Self { endpoints, ..Self::default() }
     }
+    Document { endpoints, ..Document::default() }
 }
 
 /// A line of this gateway's own access log, as far as it is read.

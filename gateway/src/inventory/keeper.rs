@@ -202,10 +202,10 @@ impl Books {
         let at = now();
         let mut inventory = Inventory::new(at);
         let snapshot = store.current();
-        if let Some(document) = load::<Document>(&store.state.join(INVENTORY)) {
-            if let Err(why) = inventory.merge(&document, snapshot.paths.case_insensitive) {
-                tracing::warn!(why, "the inventory that was kept is not taken up");
-            }
+        let kept = load::<Document>(&store.state.join(INVENTORY));
+        let merged = kept.map(|document| inventory.merge(&document, snapshot.paths.case_insensitive));
+        if let Some(Err(why)) = merged {
+            tracing::warn!(why, "the inventory that was kept is not taken up");
         }
         let progress = load::<Progress>(&store.state.join(PROGRESS)).unwrap_or_default().resume(at);
         Self {

@@ -146,6 +146,7 @@ pub struct Forecast {
 
 impl Progress {
     /// Takes up what was kept. Who did not close the books may have missed an answer of the monolith, up to now.
+    #[must_use]
     pub fn resume(mut self, now: Seconds) -> Self {
         if !self.closed {
             self.silence.values_mut().for_each(|silence| (silence.since, silence.served) = (now, 0));

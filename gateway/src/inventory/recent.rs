@@ -102,12 +102,12 @@ mod tests {
         assert_eq!(legacy, ArmNow::default());
         assert_eq!((service.rps, service.errors), (10.0, 100.0));
         assert!(service.p99_ms.is_some_and(|p99| (1_000.0..2_500.0).contains(&p99)), "{service:?}");
-        for n in 1..=LOOKS {
-            recent.look(n as f64 * 5.0);
+        for n in (1..=LOOKS).filter_map(|n| u32::try_from(n).ok()) {
+            recent.look(f64::from(n) * 5.0);
         }
         stats.record(0, Arm::Service, 1, false, Duration::from_millis(3));
         let [_, service] = recent.now(66.0);
-        assert_eq!(service.errors, 0.0);
+        assert!(service.errors < 0.01);
         assert!(service.p99_ms.is_some_and(|p99| p99 <= 5.0), "{service:?}");
     }
 }

@@ -23,7 +23,7 @@ fn told(inventory: &Inventory) -> Vec<String> {
 #[test]
 fn what_varies_is_left_open_and_what_is_named_is_not() {
     let mut inventory = Inventory::new(1_800_000_000);
-    for n in 0..300_u64 {
+    for n in 0..300_usize {
         ask(&mut inventory, "GET", &format!("/api/orders/{n}"), 200);
         ask(&mut inventory, "GET", &format!("/api/orders/{n}/items"), 200);
         ask(&mut inventory, "GET", "/api/orders/export", 200);
@@ -31,10 +31,10 @@ fn what_varies_is_left_open_and_what_is_named_is_not() {
         ask(
             &mut inventory,
             "GET",
-            &format!("/shop/the-{}-shirt", ["blue", "red", "old"][n as usize % 3].repeat(n as usize % 40 + 1)),
+            &format!("/shop/the-{}-shirt", ["blue", "red", "old"][n % 3].repeat(n % 40 + 1)),
             200,
         );
-        ask(&mut inventory, "GET", ["/login.php", "/cart.php"][n as usize % 2], 200);
+        ask(&mut inventory, "GET", ["/login.php", "/cart.php"][n % 2], 200);
         // What is not there is no endpoint.
         ask(&mut inventory, "GET", &format!("/wp-admin-{n}.php"), 404);
     }
@@ -61,11 +61,9 @@ fn what_varies_is_left_open_and_what_is_named_is_not() {
 #[test]
 fn hostile_paths_find_no_room_and_real_endpoints_keep_theirs() {
     let mut inventory = Inventory::new(1_800_000_000);
-    let real: Vec<String> = (0..40)
-        .map(|n| {
-            format!("/{}/real", ["orders", "users", "api/carts", "reports"][n % 4])
-                .replace("real", &format!("action{}", char::from(b'a' + n as u8 / 4)))
-        })
+    let real: Vec<String> = ["orders", "users", "api/carts", "reports"]
+        .iter()
+        .flat_map(|part| ('a'..='j').map(move |letter| format!("/{part}/action{letter}")))
         .collect();
     let mut random = 7_u64;
     let mut next = || {
@@ -109,12 +107,12 @@ fn hostile_paths_find_no_room_and_real_endpoints_keep_theirs() {
 fn real_endpoints_are_found_after_a_flood() {
     let mut inventory = Inventory::new(1_800_000_000);
     for n in 0..100_000_u64 {
-        let letters: String = (0..8).map(|at| char::from(b'a' + ((n * 7_919 >> (at * 3)) % 26) as u8)).collect();
+        let letters: String = (0..8).map(|at| char::from(b'a' + (((n * 7_919) >> (at * 3)) % 26) as u8)).collect();
         ask(&mut inventory, "GET", &format!("/{letters}"), 200);
         ask(&mut inventory, "GET", &format!("/x-{n}-{letters}/{letters}"), 200);
     }
-    for n in 0..20_000_u64 {
-        ask(&mut inventory, "GET", ["/login", "/orders", "/orders/17"][n as usize % 3], 200);
+    for n in 0..20_000_usize {
+        ask(&mut inventory, "GET", ["/login", "/orders", "/orders/17"][n % 3], 200);
     }
     let told = told(&inventory);
     for path in ["GET /login", "GET /orders", "GET /orders/{id}"] {

@@ -13,7 +13,10 @@ use super::{
     counts::{Counts, Seconds, Seen},
     segment::{KINDS, Kind, kind},
 };
-use crate::telemetry::metrics::Arm;
+use crate::{
+    routing::path::{decode, literal_segment},
+    telemetry::metrics::Arm,
+};
 
 /// Segments of all templates together.
 pub const NODES: usize = 16_384;
@@ -600,13 +603,11 @@ pub fn steps(template: &str, case_insensitive: bool) -> Vec<Step> {
             Some(_) => steps.push(Step::Open("id".to_owned())),
             // As RFC 6570 and OpenAPI allow parts of a segment: `/report.{format}`.
             None if segment.contains('{') => steps.push(Step::Open("id".to_owned())),
-            None => match crate::routing::path::literal_segment(segment, case_insensitive) {
-                Ok(key) => steps.push(Step::Literal(String::from_utf8_lossy(&key).into_owned())),
-                Err(_) => {
-                    let name = crate::routing::path::decode(segment);
-                    steps.push(Step::Literal(String::from_utf8_lossy(&name).into_owned()));
-                }
-            },
+            None => {
+                // What no file may name can be there all the same, where it is let through.
+                let key = literal_segment(segment, case_insensitive).unwrap_or_else(|_| decode(segment).into_owned());
+                steps.push(Step::Literal(String::from_utf8_lossy(&key).into_owned()));
+            }
         }
     }
     steps

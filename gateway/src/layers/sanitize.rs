@@ -114,8 +114,8 @@ fn sanitize(request: &mut Request) -> Result<Option<Response>, Kind> {
         // Two are none (W3C Trace Context §3.2).
         let given = seen.traceparent.as_ref().filter(|_| seen.traceparents == 1);
         let random = || context.worker.random();
-        let trace = trace::begin(headers, given, trusted, tracer.sample, &random);
-        *context.trace.borrow_mut() = Some(Box::new(trace));
+        let trace = trace::begin(headers, given, seen.tracestate, trusted, tracer.sample, &random);
+        context.trace.set(Some(trace));
     }
     headers.append(header::VIA, context.worker.via.of(context.version));
     let is_get = *http.method() == Method::GET;
@@ -247,6 +247,7 @@ struct Seen {
     id: Option<HeaderValue>,
     traceparent: Option<HeaderValue>,
     traceparents: usize,
+    tracestate: bool,
     max_forwards: Option<HeaderValue>,
     looped: bool,
 }
@@ -293,6 +294,7 @@ fn look(headers: &HeaderMap, trusted: bool, context: &Context, claims: &ClaimFie
                 seen.traceparents += 1;
                 seen.traceparent = Some(value.clone());
             }
+            10 if *name == fields::TRACESTATE => seen.tracestate = true,
             12 if *name == header::MAX_FORWARDS => seen.max_forwards = Some(value.clone()),
             12 if *name == fields::X_REQUEST_ID => {
                 if seen.id.is_none() {
@@ -389,19 +391,11 @@ fn request_id(headers: &mut HeaderMap, given: Option<HeaderValue>, context: &Con
     };
     let id = given.filter(sane).unwrap_or_else(|| {
         let id = (u128::from(context.worker.random()) << 64) | u128::from(context.worker.random());
-        HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&hex(id))).unwrap_or(HeaderValue::from_static("0"))
+        HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&fields::hex(id)))
+            .unwrap_or(HeaderValue::from_static("0"))
     });
     headers.insert(fields::X_REQUEST_ID, id.clone());
     let _ = context.request_id.set(id);
-}
-
-fn hex(id: u128) -> [u8; 32] {
-    let mut text = [0; 32];
-    for (pair, byte) in text.chunks_exact_mut(2).zip(id.to_be_bytes()) {
-        pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
-        pair[1] = b"0123456789abcdef"[usize::from(byte & 15)];
-    }
-    text
 }
 
 /// Gives the target its origin form, with another path where there is one.

@@ -133,7 +133,7 @@ impl Control {
                 tracing::info!(?to, "the access log is opened anew");
             }
             Err(error) => {
-                tracing::error!(?to, %error, "the access log cannot be opened anew; lines go where they went")
+                tracing::error!(?to, %error, "the access log cannot be opened anew; lines go where they went");
             }
         }
     }

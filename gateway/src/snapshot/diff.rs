@@ -253,7 +253,7 @@ fn encode(text: &[u8]) -> String {
 
 impl Probe {
     /// One of an endpoint's requests; with the host and the fields that a rule wants, if it is counted under one.
-    pub(super) fn endpoint(method: Method, steps: &[Step], rule: Option<&Rule>) -> Self {
+    pub(super) fn endpoint(method: &Method, steps: &[Step], rule: Option<&Rule>) -> Self {
         let mut path = String::new();
         for step in steps {
             match step {
@@ -264,7 +264,7 @@ impl Probe {
         let path = if path.is_empty() { "/".to_owned() } else { path };
         let host = rule.and_then(|rule| rule.host_patterns().next()).unwrap_or(&HostPattern::Any);
         let rules: Vec<&Rule> = rule.into_iter().collect();
-        probe(&path, host, &method, &rules, path.clone())
+        probe(&path, host, method, &rules, path.clone())
     }
 
     /// What a file makes of it; nothing where it refuses the path.

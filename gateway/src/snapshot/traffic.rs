@@ -42,7 +42,7 @@ fn standing(route: &Route) -> Standing {
 fn probe(snapshot: &Snapshot, method: &str, steps: &[Step], counted: Option<&str>) -> Probe {
     let index = counted.and_then(|name| snapshot.routes.iter().position(|route| &*route.name == name));
     let rule: Option<&Rule> = index.and_then(|index| snapshot.table.rules().get(index));
-    Probe::endpoint(Method::from_bytes(method.as_bytes()).unwrap_or(Method::GET), steps, rule)
+    Probe::endpoint(&Method::from_bytes(method.as_bytes()).unwrap_or(Method::GET), steps, rule)
 }
 
 /// An endpoint whose requests would go elsewhere.

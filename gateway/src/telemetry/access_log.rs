@@ -19,7 +19,7 @@ use std::{
 };
 
 use super::metrics::ProcessStats;
-use crate::snapshot::LogTo;
+use crate::{fields::hex, snapshot::LogTo};
 
 /// A block that is handed over at once.
 const BLOCK: usize = 64 * 1024;
@@ -95,7 +95,9 @@ impl Line<'_> {
         digits3(out, self.time.1);
         text(out, b"Z\",\"request_id\":", self.request_id);
         if let Some(trace) = self.trace {
-            let _ = write!(out, ",\"trace_id\":\"{trace:032x}\"");
+            out.extend_from_slice(b",\"trace_id\":\"");
+            out.extend_from_slice(&hex(trace));
+            out.push(b'"');
         }
         text(out, b",\"client\":", self.client);
         // Tokens stand for themselves.

@@ -331,77 +331,52 @@ impl fmt::Debug for All {
 
 impl Collector for All {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut result = Ok(());
-        {
-            let mut metric = encoder.encode_descriptor(
-                "requests",
-                "Requests, by route, by who answered and by class of status",
-                None,
-                MetricType::Counter,
-            )?;
-            self.0.routes(&mut |route, stats| {
-                for arm in Arm::ALL {
-                    for (class, count) in CLASSES.iter().zip(stats.totals(arm).classes) {
-                        if count > 0 && result.is_ok() {
-                            result = counter(
-                                &mut metric,
-                                &[("route", route), ("arm", arm.word()), ("status", class)],
-                                count,
-                            );
-                        }
-                    }
+        // Shards are added up once.
+        let mut known: Vec<(String, Arm, ArmTotals)> = Vec::new();
+        self.0.routes(&mut |route, stats| {
+            for arm in Arm::ALL {
+                let totals = stats.totals(arm);
+                if totals.in_flight != 0 || totals.requests() > 0 {
+                    known.push((route.to_owned(), arm, totals));
                 }
-            });
+            }
+        });
+        {
+            let help = "Requests, by route, by who answered and by class of status";
+            let mut metric = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
+            for (route, arm, totals) in &known {
+                for (class, count) in CLASSES.iter().zip(totals.classes).filter(|(_, count)| *count > 0) {
+                    counter(&mut metric, &[("route", route), ("arm", arm.word()), ("status", class)], count)?;
+                }
+            }
         }
         {
             let help = "Requests that write, by route and by who answered";
             let mut metric = encoder.encode_descriptor("writes", help, None, MetricType::Counter)?;
-            self.0.routes(&mut |route, stats| {
-                for arm in Arm::ALL {
-                    let writes = stats.totals(arm).writes;
-                    if writes > 0 && result.is_ok() {
-                        result = counter(&mut metric, &[("route", route), ("arm", arm.word())], writes);
-                    }
-                }
-            });
+            for (route, arm, totals) in known.iter().filter(|(.., totals)| totals.writes > 0) {
+                counter(&mut metric, &[("route", route), ("arm", arm.word())], totals.writes)?;
+            }
         }
         {
             let mut metric =
                 encoder.encode_descriptor("requests_in_flight", "Requests in flight", None, MetricType::Gauge)?;
-            self.0.routes(&mut |route, stats| {
-                for arm in [Arm::Legacy, Arm::Service] {
-                    let totals = stats.totals(arm);
-                    if (totals.in_flight != 0 || totals.classes.iter().any(|count| *count > 0)) && result.is_ok() {
-                        result = metric
-                            .encode_family(&[("route", route), ("arm", arm.word())])
-                            .and_then(|mut m| m.encode_gauge(&totals.in_flight));
-                    }
-                }
-            });
+            for (route, arm, totals) in known.iter().filter(|(_, arm, _)| *arm != Arm::Gateway) {
+                gauge(&mut metric, &[("route", route), ("arm", arm.word())], totals.in_flight)?;
+            }
         }
         {
-            let mut metric = encoder.encode_descriptor(
-                "request_duration",
-                "From the request's head to the end of the response's body",
-                Some(&Unit::Seconds),
-                MetricType::Histogram,
-            )?;
-            self.0.routes(&mut |route, stats| {
-                for arm in Arm::ALL {
-                    let totals = stats.totals(arm);
-                    let count = totals.durations.iter().sum();
-                    if count > 0 && result.is_ok() {
-                        let buckets: Vec<(f64, u64)> = bounds().zip(totals.durations).collect();
-                        #[allow(clippy::cast_precision_loss, reason = "a sum of seconds for a graph")]
-                        let sum = totals.micros as f64 / 1e6;
-                        result = metric
-                            .encode_family(&[("route", route), ("arm", arm.word())])
-                            .and_then(|mut m| m.encode_histogram::<NoLabelSet>(sum, count, &buckets, None));
-                    }
-                }
-            });
+            let help = "From the request's head to the end of the response's body";
+            let unit = Some(&Unit::Seconds);
+            let mut metric = encoder.encode_descriptor("request_duration", help, unit, MetricType::Histogram)?;
+            for (route, arm, totals) in known.iter().filter(|(.., totals)| totals.requests() > 0) {
+                let buckets: Vec<(f64, u64)> = bounds().zip(totals.durations).collect();
+                #[allow(clippy::cast_precision_loss, reason = "a sum of seconds for a graph")]
+                let sum = totals.micros as f64 / 1e6;
+                metric
+                    .encode_family(&[("route", route.as_str()), ("arm", arm.word())])?
+                    .encode_histogram::<NoLabelSet>(sum, totals.durations.iter().sum(), &buckets, None)?;
+            }
         }
-        result?;
         self.encode_rare(&mut encoder)?;
         self.encode_evidence(&mut encoder)?;
         self.encode_inventory(&mut encoder)?;

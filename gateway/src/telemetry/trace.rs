@@ -31,7 +31,7 @@ use opentelemetry_sdk::{
 use super::metrics::ProcessStats;
 use crate::{
     config::{split_url, telemetry::TracingConfig},
-    fields::{TRACEPARENT, TRACESTATE},
+    fields::{TRACEPARENT, TRACESTATE, hex},
     outbound::Outbound,
 };
 
@@ -46,7 +46,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// What is read of its answer.
 const ANSWER: usize = 64 * 1024;
 /// Tries of one request that have a span each.
-const TRIES: usize = 16;
+pub const TRIES: usize = 16;
 
 /// The context in which a request came (W3C Trace Context).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub fn parse(value: &[u8]) -> Option<Parent> {
 }
 
 /// A request's part in a trace.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Trace {
     /// The trace.
     pub trace: u128,
@@ -89,8 +89,6 @@ pub struct Trace {
     pub span: u64,
     /// Whether it is recorded.
     pub sampled: bool,
-    /// Its tries, where it is.
-    pub tries: Vec<Try>,
 }
 
 /// A try, as a span.
@@ -106,41 +104,27 @@ pub struct Try {
     pub result: Result<u16, &'static str>,
 }
 
-impl Trace {
-    /// Adds a try.
-    pub fn add(&mut self, one: Try) {
-        if self.tries.len() < TRIES {
-            self.tries.push(one);
-        }
-    }
-}
-
 /// `traceparent` for whoever is asked by this span.
 pub fn traceparent(trace: u128, span: u64, sampled: bool) -> HeaderValue {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    let mut write = |at: usize, bytes: &[u8]| {
-        for (pair, byte) in text[at..].chunks_exact_mut(2).zip(bytes) {
-            pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
-            pair[1] = b"0123456789abcdef"[usize::from(byte & 15)];
-        }
-    };
-    write(3, &trace.to_be_bytes());
-    write(36, &span.to_be_bytes());
-    write(53, &[u8::from(sampled)]);
+    text[3..35].copy_from_slice(&hex(trace));
+    text[36..52].copy_from_slice(&hex(u128::from(span))[16..]);
+    text[54] = b'0' + u8::from(sampled);
     HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&text)).unwrap_or(HeaderValue::from_static("00-0"))
 }
 
-/// Settles a request's part in a trace, and what upstreams are told. `given` is the only `traceparent` that came, `trusted` whether
-/// its sender may say who is traced; `random` draws.
+/// Settles a request's part in a trace, and what upstreams are told. `given` is the only `traceparent` that came, `vendors` whether a
+/// `tracestate` did, `trusted` whether the sender may say who is traced; `random` draws.
 pub fn begin(
     headers: &mut HeaderMap,
     given: Option<&HeaderValue>,
+    vendors: bool,
     trusted: bool,
     sample: u16,
     random: &impl Fn() -> u64,
 ) -> Trace {
     let parent = given.and_then(|value| parse(value.as_bytes()));
-    if parent.is_none() {
+    if vendors && parent.is_none() {
         // What cannot be read is no context, and what vendors added to it neither.
         headers.remove(TRACESTATE);
     }
@@ -153,7 +137,7 @@ pub fn begin(
     let span = nonzero(random());
     let trace = parent.map_or_else(|| (u128::from(nonzero(random())) << 64) | u128::from(random()), |p| p.trace);
     headers.insert(TRACEPARENT, traceparent(trace, span, sampled));
-    Trace { trace, parent: parent.map(|parent| parent.span), span, sampled, tries: Vec::new() }
+    Trace { trace, parent: parent.map(|parent| parent.span), span, sampled }
 }
 
 /// What a span says of a request.
@@ -241,8 +225,8 @@ impl Tracer {
     }
 
     /// Takes a request that is over, with its tries.
-    pub fn take(&self, trace: &Trace, told: Told) {
-        let spans = 1 + trace.tries.len();
+    pub fn take(&self, trace: Trace, tries: &[Try], told: Told) {
+        let spans = 1 + tries.len();
         if self.waiting.fetch_add(spans, Relaxed) + spans > QUEUE {
             self.waiting.fetch_sub(spans, Relaxed);
             self.stats.spans[2].fetch_add(spans as u64, Relaxed);
@@ -269,7 +253,7 @@ impl Tracer {
             status: Status::Unset,
             instrumentation_scope: scope.clone(),
         };
-        for (n, one) in trace.tries.iter().enumerate() {
+        for (n, one) in tries.iter().enumerate() {
             let mut data = span(
                 one.span,
                 Some(trace.span),
@@ -425,7 +409,7 @@ mod tests {
             let given = given.map(|text| HeaderValue::from_str(text).unwrap());
             let mut headers = HeaderMap::new();
             headers.insert(TRACESTATE, HeaderValue::from_static("vendor=1"));
-            let trace = begin(&mut headers, given.as_ref(), trusted, sample, &|| draw);
+            let trace = begin(&mut headers, given.as_ref(), true, trusted, sample, &|| draw);
             (trace, headers)
         };
         let (trace, headers) = try_one(Some(GOOD), false, 0, 7);

@@ -179,7 +179,7 @@ async fn migrate(story: &mut Story, stage: &Stage, load: &Load) -> anyhow::Resul
     stage.write("canary", &canary).await?;
     load.resume();
     let route = stage.route("half of the sessions are the service's", |route| route["share"] == "50%").await?;
-    story.show(true, &format!("{}", text(&route["overlay"])));
+    story.show(true, text(&route["overlay"]));
 
     story.step("Then it goes bad: the service answers every read 500.");
     stage.spoil("orders=reads").await?;

@@ -18,7 +18,7 @@ const EXAMPLE: &str = include_str!("../../../../routes.yaml");
 /// How long any wait of the demo may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long evidence may take, on a slow machine.
-const EVIDENCE: Duration = Duration::from_secs(180);
+const EVIDENCE: Duration = Duration::from_mins(3);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(5);
 

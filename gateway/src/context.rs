@@ -24,14 +24,14 @@ use crate::{
     body::ResponseBody,
     claims::Claims,
     error::{Kind, TimeLimit},
-    fields,
+    fields::{self, TRACEPARENT, TRACESTATE},
     http1::{head::reuse_map, write::Overrides},
     inbound::Inbound,
     inventory::{
         self,
         counts::Seen,
         feed::Feed,
-        tree::{method_number, writes},
+        tree::{METHODS, method_number, writes},
     },
     resilience::{balance::Balance, bulkhead::Lane},
     rollout::evidence::{Outcome, Recorder},
@@ -44,7 +44,7 @@ use crate::{
     telemetry::{
         access_log::{AccessLog, Line},
         metrics::{ABORTED, Arm, FALLBACKS, SERVED, class_of},
-        trace::{TRIES, Told, Trace, Try, traceparent},
+        trace::{self, TRIES, Told, Trace, Try, traceparent},
     },
     timer::Timer,
     upstream::{
@@ -487,6 +487,8 @@ pub struct Exchange {
     /// Whether it is a copy: nobody's request, and counted nowhere as such.
     pub shadow: Cell<bool>,
     counted: Cell<bool>,
+    /// Whether it is the gateway's own doing, for which no client asked.
+    twin: Cell<bool>,
 }
 
 /// What there is to do once a client has its answer.
@@ -569,6 +571,7 @@ impl Exchange {
             after: RefCell::default(),
             shadow: Cell::new(false),
             counted: Cell::new(false),
+            twin: Cell::new(false),
             local,
         }
     }
@@ -596,6 +599,7 @@ impl Exchange {
     fn twin(&self, request: &http::Request<RequestBody>) -> Self {
         let connection = ClientConnection::new(self.connection.peer, self.connection.peer_value.clone());
         let mut this = Self::new(&self.worker, &Rc::new(connection), None, request, self.local.clone());
+        this.twin.set(true);
         this.version = self.version;
         this.host = self.host.clone();
         this.asked = self.asked.clone();
@@ -616,6 +620,12 @@ impl Exchange {
     /// Puts the request where every try finds it; whether its body goes in chunks.
     pub fn park(&self, http: http::Request<RequestBody>) -> bool {
         let (mut parts, body) = http.into_parts();
+        if self.twin.get() && self.snapshot().tracer.is_some() {
+            // Not the request that was traced, if that was.
+            let random = || self.worker.random();
+            parts.headers.remove(TRACESTATE);
+            trace::begin(&mut parts.headers, None, false, false, 0, &random);
+        }
         let mut chunked = false;
         if body.upload().is_empty() {
             // Says that there is no body where one is expected.
@@ -772,7 +782,7 @@ impl Exchange {
         };
         let method = method_number(&self.method);
         route.stats.record(self.worker.index, self.arm.get(), class, writes(method), duration);
-        if self.snapshot().inventory {
+        if self.snapshot().inventory && !self.twin.get() {
             self.note(method, class == ABORTED, duration);
         }
         if let (Some(ramp), Some((key, share))) = (&route.overlay.ramp, self.cohort_key.get())
@@ -799,7 +809,7 @@ impl Exchange {
         let log = &self.snapshot().access_log;
         // What failed always has its line.
         let wanted = log.sample == EVERYTHING
-            || !matches!(class, 1..=3)
+            || !matches!(class, 0..=3)
             || self.worker.random() % u64::from(EVERYTHING) < u64::from(log.sample);
         if wanted && log.to != LogTo::Nowhere {
             self.log(duration);
@@ -825,7 +835,11 @@ impl Exchange {
     pub fn begin_try(&self, way: &Way) -> Option<(u64, Duration)> {
         let trace = self.trace.get().filter(|trace| trace.sampled)?;
         let span = self.worker.random().max(1);
-        *way.traceparent.borrow_mut() = Some(traceparent(trace.trace, span, true));
+        // Where the route says something else of the field, that stands.
+        let given = self.parts.get().and_then(|parts| parts.headers.get(TRACEPARENT));
+        if given.is_some_and(|given| *given == traceparent(trace.trace, trace.span, true)) {
+            *way.traceparent.borrow_mut() = Some(traceparent(trace.trace, span, true));
+        }
         Some((span, self.started.elapsed()))
     }
 
@@ -839,18 +853,38 @@ impl Exchange {
 
     fn tell_trace(&self, trace: Trace, class: usize, duration: Duration) {
         let Some(tracer) = &self.snapshot().tracer else { return };
+        let mut tries = self.tries.take();
+        // Before anything is made for it.
+        if !tracer.reserve(1 + tries.len()) {
+            return;
+        }
+        let failure = self.failure.borrow();
+        // The try whose answer went on lasted as long as its body, and failed with it.
+        if let Some(last) = tries.last_mut().filter(|last| last.result == Ok(self.status.get())) {
+            last.at.1 = duration;
+            if let Some((kind, _)) = failure.as_ref().filter(|(kind, _)| kind.is_upstreams()) {
+                last.result = Err(kind.word());
+            }
+        }
         let route = self.route();
         let redact = self.snapshot().access_log.redact;
         let text = |value: Option<&HeaderValue>| {
-            value.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
+            value.map(|value| cut(&String::from_utf8_lossy(value.as_bytes()))).unwrap_or_default()
         };
-        let method = self.method.as_str();
+        // What anybody may invent is none of a span's names.
+        let known = METHODS[usize::from(method_number(&self.method))];
+        let method = if known == "OTHER" { "_OTHER" } else { known };
+        let version = match self.version {
+            Version::HTTP_2 => "2",
+            Version::HTTP_10 => "1.0",
+            _ => "1.1",
+        };
         let mut attributes = vec![
-            KeyValue::new("http.request.method", method.to_owned()),
-            KeyValue::new("url.path", self.told_path(redact.path).into_owned()),
+            KeyValue::new("http.request.method", method),
+            KeyValue::new("url.path", cut(&self.told_path(redact.path))),
             KeyValue::new("url.scheme", if self.https.get() { "https" } else { "http" }),
             KeyValue::new("client.address", self.told_client(redact.client)),
-            KeyValue::new("network.protocol.version", if self.version == Version::HTTP_2 { "2" } else { "1.1" }),
+            KeyValue::new("network.protocol.version", version),
             KeyValue::new("gateway.request_id", text(self.request_id.get())),
             KeyValue::new("gateway.route", route.name.to_string()),
             KeyValue::new("gateway.stage", route.stage.word()),
@@ -860,11 +894,12 @@ impl Exchange {
         if !redact.host {
             attributes.push(KeyValue::new("server.address", text(self.host.get())));
         }
+        let spoken = if method == "_OTHER" { "HTTP" } else { method };
         let name = if route.path.is_empty() {
-            method.to_owned()
+            spoken.to_owned()
         } else {
             attributes.push(KeyValue::new("http.route", route.path.to_string()));
-            format!("{method} {}", route.path)
+            format!("{spoken} {}", route.path)
         };
         if self.status.get() > 0 {
             attributes.push(KeyValue::new("http.response.status_code", i64::from(self.status.get())));
@@ -878,12 +913,12 @@ impl Exchange {
             attributes.push(KeyValue::new("gateway.cache", served.word()));
         }
         let failed = class == class_of(http::StatusCode::BAD_GATEWAY);
-        let error = failed.then(|| match &*self.failure.borrow() {
+        let error = failed.then(|| match &*failure {
             Some((kind, _)) => kind.word().to_owned(),
             None => self.status.get().to_string(),
         });
         let started = UNIX_EPOCH + self.worker.since_epoch(self.started);
-        tracer.take(trace, &self.tries.borrow(), Told { started, duration, name, attributes, error });
+        tracer.take(trace, &tries, Told { started, duration, method: spoken, name, attributes, error });
     }
 
     fn told_client(&self, redact: bool) -> String {
@@ -893,7 +928,14 @@ impl Exchange {
 
     /// The path as it may be told.
     fn told_path(&self, redact: bool) -> Cow<'_, str> {
-        if redact { Cow::Owned(masked(self.uri.path(), &self.route().path)) } else { Cow::Borrowed(self.uri.path()) }
+        let path = self.uri.path();
+        if !redact {
+            return Cow::Borrowed(path);
+        }
+        // As it was matched, or its segments are not those of the pattern.
+        let path = path.as_bytes();
+        let key = self.key.get().map_or_else(|| path.get(1..).unwrap_or_default(), Vec::as_slice);
+        Cow::Owned(masked(key, &self.route().path))
     }
 
     fn log(&self, duration: Duration) {
@@ -958,23 +1000,23 @@ fn network_of(address: IpAddr) -> IpAddr {
     ipnet::IpNet::new(address, length).map_or(address, |net| net.network())
 }
 
-/// A path without what varies in it: what a pattern leaves open, and what does not look like a name.
-fn masked(path: &str, pattern: &str) -> String {
+/// A path of which only that is told which the route's pattern says: who is not routed yet is told nothing of.
+fn masked(key: &[u8], pattern: &str) -> String {
     let mut pattern = pattern.split('/').skip(1);
-    let mut out = String::with_capacity(path.len());
-    for segment in path.split('/').skip(1) {
-        let open = match pattern.next() {
-            Some(part) => part.starts_with('{') || (part == "**" && !is_name(segment)),
-            None => !is_name(segment),
-        };
+    let mut out = String::with_capacity(pattern.size_hint().0 + key.len());
+    for _ in key.split(|byte| *byte == b'/').filter(|segment| !segment.is_empty()) {
         out.push('/');
-        out.push_str(if open && !segment.is_empty() { "*" } else { segment });
+        out.push_str(pattern.next().filter(|part| !part.starts_with('{') && *part != "**").unwrap_or("*"));
     }
-    out
+    if out.is_empty() { "/".to_owned() } else { out }
 }
 
-fn is_name(segment: &str) -> bool {
-    matches!(inventory::kind(segment), inventory::Kind::Word | inventory::Kind::Page)
+/// What a span says of a text that clients write, at most.
+const TOLD: usize = 1024;
+
+fn cut(text: &str) -> String {
+    let end = text.char_indices().map(|(at, _)| at).find(|at| *at >= TOLD).unwrap_or(text.len());
+    text[..end].to_owned()
 }
 
 fn outcome_of(status: u16) -> Outcome {

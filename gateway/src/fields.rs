@@ -103,7 +103,9 @@ pub fn is_method_override(name: &str) -> bool {
 /// Fields that mean nothing after a body, or too much: framing, routing, credentials, and what only the gateway says
 /// (RFC 9110 §6.5.1).
 pub fn is_forbidden_in_trailers(name: &HeaderName) -> bool {
-    const FORBIDDEN: [HeaderName; 19] = [
+    const FORBIDDEN: [HeaderName; 21] = [
+        TRACEPARENT,
+        TRACESTATE,
         BAGGAGE,
         X_REQUEST_ID,
         header::CONTENT_LENGTH,

@@ -57,7 +57,7 @@ pub(crate) async fn answer(stub: Arc<Stub>, request: Request<Incoming>) -> Resul
     }
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    if path == "/_stub/defects" {
+    if path == "/_stub/defects" && parts.method == Method::PUT {
         return Ok(match stub.spoil(&String::from_utf8_lossy(&body)) {
             Ok(()) => json_answer(StatusCode::OK, &json!({"ok": true})),
             Err(why) => json_answer(StatusCode::BAD_REQUEST, &json!({"error": why})),

@@ -47,8 +47,15 @@ async fn it_is_sent_all_at_first_and_then_what_changes() {
     let gateway = Gateway::start(&yaml(&upstreams, routes)).await;
     let ask = format!("GET /api/board HTTP/1.1\r\nhost: {}\r\n\r\n", gateway.admin);
     let admin = gateway.admin;
-    let reading = tokio::spawn(async move { raw(admin, ask.as_bytes(), |text| text.contains("\"migrated\"")).await });
-    tests::until("somebody looks", async || !reading.is_finished()).await;
+    let (looks, looked) = tokio::sync::watch::channel(false);
+    let reading = tokio::spawn(async move {
+        let enough = |text: &str| {
+            looks.send_replace(text.contains("event: state"));
+            text.contains("\"migrated\"")
+        };
+        raw(admin, ask.as_bytes(), enough).await
+    });
+    tests::until("somebody looks", async || *looked.borrow()).await;
     gateway.flip(&yaml(&upstreams, &routes.replacen("stage: legacy", "stage: migrated", 1))).await;
     let text = reading.await.unwrap();
     let states: Vec<Value> = text

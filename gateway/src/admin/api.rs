@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{json, problem, text};
 use crate::{
@@ -29,14 +29,19 @@ use crate::{
 };
 
 /// The page for a scrape, made by a thread that gives way to those that serve: with many routes it takes milliseconds.
-pub(super) async fn metrics(control: &Control) -> Response<Bytes> {
+pub(super) async fn metrics(control: &Control, turns: &Arc<Semaphore>) -> Response<Bytes> {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let (store, numbers) = (control.store.clone(), control.keeper.numbers());
+    // One after the other: each would make the others slower.
+    let Ok(turn) = turns.clone().acquire_owned().await else {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping");
+    };
     let (reply, page) = oneshot::channel();
     let begun = std::thread::Builder::new().name("metrics".to_owned()).spawn(move || {
         // Of this thread alone, as Linux has it.
         let _ = rustix::process::nice(19);
         let _ = reply.send(metrics::encode(store, numbers).map_err(|error| error.to_string()));
+        drop(turn);
     });
     let page = match begun {
         Ok(_) => page.await.unwrap_or_else(|_| Err("making the page panicked".to_owned())),
@@ -344,11 +349,15 @@ pub(super) fn describe(route: &Route, snapshot: &Snapshot, overlay: &Value) -> V
 fn overlay_text(route: &Route, overlay: &Value) -> Option<String> {
     let stage = route.stage.word();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    // To the second, as people say it.
+    let moment = |value: &Value| {
+        text(value).parse().map_or_else(|_| text(value), |at: jiff::Timestamp| at.strftime("%FT%TZ").to_string())
+    };
     if route.overlay.hold.is_held() {
         let held = &overlay["held"];
         return Some(format!(
             "the file says {stage}; put back to the monolith {} by {}: {}",
-            text(&held["at"]),
+            moment(&held["at"]),
             text(&held["who"]),
             text(&held["why"])
         ));
@@ -363,7 +372,7 @@ fn overlay_text(route: &Route, overlay: &Value) -> Option<String> {
     Some(format!(
         "the file says {stage} with rollout; running at {}, {how}{}: {}",
         text(&rollout["share"]),
-        text(&rollout["since"]),
+        moment(&rollout["since"]),
         text(&rollout["why"])
     ))
 }

@@ -27,6 +27,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often the progress is, in ticks.
 const PROGRESS: u64 = 5;
 
+/// How long a reader may take none of it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
 /// The files: path, type, content.
 const FILES: [(&str, &str, &[u8]); 7] = [
     ("/", "text/html; charset=utf-8", include_bytes!("board/index.html")),
@@ -116,13 +119,11 @@ fn draw(control: &Control) -> Picture {
     let snapshot = control.store.current();
     let status = control.store.status();
     let lately = control.keeper.lately();
-    let process = &control.store.process;
     let trouble: Vec<String> = [control.rollouts.trouble(), control.keeper.trouble()].into_iter().flatten().collect();
     let meta = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "started": control.started.to_string(),
         "ready": control.ready.load(Relaxed),
-        "connections": process.clients.load(Relaxed),
         "config": {
             "file": control.store.path().display().to_string(),
             "generation": control.store.generation(),
@@ -150,51 +151,60 @@ struct Sent {
     meta: Arc<str>,
     routes: HashMap<Arc<str>, Arc<str>>,
     upstreams: HashMap<Arc<str>, Arc<str>>,
-    order: Vec<Arc<str>>,
+    order: [Vec<Arc<str>>; 2],
 }
 
 impl Sent {
     /// What is new since then, as an event; nothing where nothing is.
     fn follow(&mut self, picture: &Picture) -> Option<Bytes> {
         let meta = (self.meta != picture.meta).then(|| picture.meta.clone());
-        let order: Vec<Arc<str>> = picture.routes.iter().map(|(name, _)| name.clone()).collect();
-        let names = (self.order != order).then(|| json!(order.iter().map(|name| &**name).collect::<Vec<_>>()));
-        let changed = |known: &mut HashMap<Arc<str>, Arc<str>>, rows: &[Row]| -> Vec<Arc<str>> {
-            if known.len() > rows.len() {
-                known.clear();
+        let order = [&picture.routes, &picture.upstreams]
+            .map(|rows| rows.iter().map(|(name, _)| name.clone()).collect::<Vec<Arc<str>>>());
+        let differs = |n: usize| {
+            (self.order[n] != order[n]).then(|| json!(order[n].iter().map(|name| &**name).collect::<Vec<_>>()))
+        };
+        let (names, systems) = (differs(0), differs(1));
+        let changed = |known: &mut HashMap<Arc<str>, Arc<str>>, rows: &[Row], others: bool| -> Vec<Arc<str>> {
+            if others {
+                known.retain(|name, _| rows.iter().any(|(row, _)| row == name));
             }
             rows.iter()
                 .filter(|(name, text)| known.insert(name.clone(), text.clone()).as_ref() != Some(text))
                 .map(|(_, text)| text.clone())
                 .collect()
         };
-        let routes = changed(&mut self.routes, &picture.routes);
-        let upstreams = changed(&mut self.upstreams, &picture.upstreams);
-        if meta.is_none() && names.is_none() && routes.is_empty() && upstreams.is_empty() {
+        let routes = changed(&mut self.routes, &picture.routes, names.is_some());
+        let upstreams = changed(&mut self.upstreams, &picture.upstreams, systems.is_some());
+        if meta.is_none() && names.is_none() && systems.is_none() && routes.is_empty() && upstreams.is_empty() {
             return None;
         }
         self.meta = picture.meta.clone();
         self.order = order;
         let meta = meta.unwrap_or_else(|| "null".into());
-        let names = names.unwrap_or_default();
+        let (names, systems) = (names.unwrap_or_default(), systems.unwrap_or_default());
         let (routes, upstreams) = (routes.join(","), upstreams.join(","));
         Some(
             format!(
-                "event: state\ndata: {{\"meta\":{meta},\"names\":{names},\"routes\":[{routes}],\"upstreams\":[{upstreams}]}}\n\n"
+                "event: state\ndata: {{\"meta\":{meta},\"names\":{names},\"systems\":{systems},\"routes\":[{routes}],\"upstreams\":[{upstreams}]}}\n\n"
             )
             .into(),
         )
     }
 }
 
-/// Shows what is and what changes, for as long as somebody looks.
+/// Shows what is and what changes, for as long as somebody looks who may.
 pub(super) async fn show(control: Arc<Control>, shown: Rc<Shown>, lines: mpsc::Sender<Bytes>) {
+    let token = control.store.current().admin_token.clone();
     let mut sent = Sent::default();
     let mut events = control.rollouts.subscribe();
     let mut after = 0;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for n in 0_u64.. {
+        // Who came with a token that is none any more comes again.
+        if control.store.current().admin_token != token {
+            return;
+        }
         let mut text = sent.follow(&shown.now(&control)).unwrap_or_else(|| Bytes::from_static(b": alive\n\n"));
         if n.is_multiple_of(PROGRESS)
             && let Ok(progress) = control.keeper.progress(after).await
@@ -203,7 +213,7 @@ pub(super) async fn show(control: Arc<Control>, shown: Rc<Shown>, lines: mpsc::S
             after = newest.and_then(|at| u32::try_from(at).ok()).unwrap_or(after);
             text = [&text[..], b"event: progress\ndata: ", progress.to_string().as_bytes(), b"\n\n"].concat().into();
         }
-        if lines.send(text).await.is_err() {
+        if lines.send_timeout(text, PATIENCE).await.is_err() {
             return;
         }
         loop {
@@ -216,7 +226,7 @@ pub(super) async fn show(control: Arc<Control>, shown: Rc<Shown>, lines: mpsc::S
                         Err(RecvError::Lagged(missed)) => format!("event: missed\ndata: {missed}\n\n").into(),
                         Err(RecvError::Closed) => return,
                     };
-                    if lines.send(text).await.is_err() {
+                    if lines.send_timeout(text, PATIENCE).await.is_err() {
                         return;
                     }
                 }

@@ -52,12 +52,14 @@ pub struct Admin {
     control: Arc<Control>,
     /// What boards show, made once for all of them.
     shown: Rc<Shown>,
+    /// Turns of making the page of metrics.
+    scraping: Arc<Semaphore>,
 }
 
 impl Admin {
     /// For this process.
     pub fn new(control: Arc<Control>) -> Self {
-        Self { control, shown: Rc::default() }
+        Self { control, shown: Rc::default(), scraping: Arc::new(Semaphore::new(1)) }
     }
 
     /// Serves both listeners, and whatever takes their place.
@@ -180,7 +182,7 @@ impl Admin {
             "/api/inventory" if parts.method == Method::POST => api::import(&self.control, body).await,
             "/api/inventory" => api::inventory(&self.control).await,
             "/healthz" | "/readyz" => self.health(path),
-            "/metrics" => api::metrics(&self.control).await,
+            "/metrics" => api::metrics(&self.control, &self.scraping).await,
             "/api/status" => json(StatusCode::OK, &api::status(&self.control)),
             "/api/routes" => json(StatusCode::OK, &api::routes(&self.control)),
             "/api/history" => api::history(&self.control, parts.uri.query().unwrap_or_default()).await,
@@ -198,10 +200,15 @@ impl Admin {
     /// What happens, for as long as somebody listens.
     fn events(&self) -> Response<Either<Full<Bytes>, Lines>> {
         let (lines, receiver) = mpsc::channel(16);
-        let mut events = self.control.rollouts.subscribe();
+        let control = self.control.clone();
+        let mut events = control.rollouts.subscribe();
         tokio::task::spawn_local(async move {
+            let token = control.store.current().admin_token.clone();
             let mut text = Bytes::from_static(b": the gateway's events\n\n");
-            while lines.send(text).await.is_ok() {
+            // Who came with a token that is none any more comes again.
+            while control.store.current().admin_token == token
+                && lines.send_timeout(text, board::PATIENCE).await.is_ok()
+            {
                 text = tokio::select! {
                     event = events.recv() => match event {
                         Ok(event) => format!("data: {event}\n\n").into(),

@@ -2,9 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, anyhow};
-
-use super::{grouped, offline, print};
+use super::{BAD_FILE, grouped, offline, print};
 use crate::{
     inventory::{Document, import},
     snapshot::{
@@ -34,10 +32,19 @@ impl Diff {
         let (_, new) = offline(&self.new)?;
         let difference = diff(&old, &new);
         let inventory = self.inventory.as_deref().map(|file| {
-            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))?;
-            import::document(&text).map_err(|why| anyhow!("`{}`: {why}", file.display()))
+            std::fs::read_to_string(file).map_err(|error| error.to_string()).and_then(|text| import::document(&text))
         });
-        let inventory = inventory.transpose()?;
+        let inventory = match inventory.transpose() {
+            Ok(inventory) => inventory,
+            Err(why) => {
+                let file = self.inventory.unwrap_or_default();
+                eprintln!(
+                    "error: `{}`: {why}\nA gateway writes its `state/inventory.json` once a minute; `gateway inventory --json` prints it now.",
+                    file.display()
+                );
+                return Ok(ExitCode::from(BAD_FILE));
+            }
+        };
         let traffic = inventory.as_ref().map(|inventory| shifts(&old, &new, inventory));
         if self.json {
             let mut told = serde_json::to_value(&difference)?;

@@ -15,10 +15,10 @@ use super::{
     remote::{Remote, block},
 };
 use crate::{
-    config,
+    config::{self, UNROUTED},
     inventory::{self, Document, Endpoint, Place, Standing, counts::seconds, import, tree::Step},
     routing::{path::PathPolicy, pattern::Pattern},
-    snapshot::{Snapshot, traffic},
+    snapshot::{Snapshot, traffic::Locator},
 };
 
 #[derive(clap::Args)]
@@ -55,8 +55,13 @@ impl Inventory {
 
     /// Reads files here, and sends what they come to: a log may be larger than anybody wants to send.
     fn send(self) -> anyhow::Result<ExitCode> {
+        let patterns = block(self.remote.call(Method::GET, "/api/routes", &Value::Null))?;
         for file in &self.import {
             let mut read = inventory::Inventory::new(now());
+            // What the routes leave open is no name here either.
+            for path in patterns.as_array().into_iter().flatten().filter_map(|route| route["match"].as_str()) {
+                read.pin(&inventory::tree::steps(path, false));
+            }
             let told = read_into(file, &mut read, PathPolicy::default())?;
             let nowhere = |_: &str, _: &[Step], _: Option<&str>| Place {
                 route: None,
@@ -100,26 +105,23 @@ fn known(remote: &Remote, from: &[PathBuf]) -> anyhow::Result<Document> {
         return serde_json::from_value(told).context("the gateway's answer is no inventory");
     }
     let file = remote.config();
-    let snapshot: Option<Snapshot> = if file.exists() { Some(offline(file)?.1) } else { None };
+    // What a shell has just emptied, to write into it what this prints, is no file either.
+    let written = std::fs::metadata(file).is_ok_and(|file| file.len() > 0);
+    let snapshot: Option<Snapshot> = if written { Some(offline(file)?.1) } else { None };
     let paths = snapshot.as_ref().map(|snapshot| snapshot.paths).unwrap_or_default();
     let mut read = inventory::Inventory::new(now());
     for route in snapshot.iter().flat_map(|snapshot| &snapshot.routes) {
         read.pin(&inventory::tree::steps(&route.path, paths.case_insensitive));
     }
-    let mut until = 0;
     for file in from {
-        let told = import::read(file, &mut read, paths).map_err(|why| anyhow!("`{}`: {why}", file.display()))?;
-        until = until.max(told.until);
-        if told.unreadable > 0 {
-            eprintln!("{}: {} of {} lines are not readable", file.display(), told.unreadable, told.lines);
-        }
+        eprintln!("{}: {}", file.display(), read_into(file, &mut read, paths)?);
     }
-    let locate = |method: &str, steps: &[Step], counted: Option<&str>| match &snapshot {
-        Some(snapshot) => traffic::locate(snapshot, method, steps, counted),
+    let locator = snapshot.as_ref().map(Locator::new);
+    let locate = |method: &str, steps: &[Step], counted: Option<&str>| match &locator {
+        Some(locator) => locator.locate(method, steps, counted),
         None => Place { route: None, standing: Standing::Legacy, tags: Vec::new() },
     };
-    // Rates are those of the last hour in the files.
-    Ok(read.document(if until > 0 { until } else { now() }, &locate))
+    Ok(read.document(now(), &locate))
 }
 
 /// Whether an endpoint is in a list.
@@ -151,7 +153,7 @@ fn describe(document: &Document, limit: usize) -> String {
         }
         out.push_str(&format!("\n{title} ({})\n", list.len()));
         let head =
-            ["endpoint", "route", "requests/h", "monolith/h", "service/h", "5xx", "p99 ms", "p99 ms", "last seen"];
+            ["endpoint", "route", "an hour", "monolith", "service", "in all", "5xx", "p99 ms", "p99 ms", "last seen"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(list.iter().take(limit).map(|endpoint| row(endpoint)));
         out.push_str(&columns(&rows, 2));
@@ -178,6 +180,7 @@ fn row(endpoint: &Endpoint) -> Vec<String> {
         grouped(endpoint.per_hour),
         rate("legacy"),
         rate("service"),
+        grouped_count(all),
         share,
         p99("legacy"),
         p99("service"),
@@ -203,11 +206,10 @@ const ROUTES: usize = 200;
 impl Suggest {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let document = known(&self.remote, &self.from)?;
-        let url = match self.legacy {
-            Some(url) => url,
-            None => legacy_of(self.remote.config()).unwrap_or_else(|| "http://127.0.0.1:9000".to_owned()),
-        };
-        print(&suggest(&document, &url));
+        let known = self.legacy.or_else(|| legacy_of(self.remote.config()));
+        let note = if known.is_some() { "" } else { "   # a guess: `--legacy URL`" };
+        let url = known.unwrap_or_else(|| "http://127.0.0.1:9000".to_owned());
+        print(&suggest(&document, &format!("{}{note}", quoted(&url)), routes_of(self.remote.config())));
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -226,8 +228,13 @@ struct Part<'d> {
     writes: u64,
 }
 
+/// The routes that a file has.
+fn routes_of(file: &Path) -> usize {
+    config::load_with_env(file).map_or(0, |config| config.routes.len())
+}
+
 /// A first file: a route for each part of the monolith that no route claims yet, those with most traffic first.
-fn suggest(document: &Document, legacy: &str) -> String {
+fn suggest(document: &Document, legacy: &str, others: usize) -> String {
     let open: Vec<&Endpoint> = document
         .endpoints
         .iter()
@@ -260,14 +267,17 @@ fn suggest(document: &Document, legacy: &str) -> String {
          version: 1\n\nupstreams:\n  legacy:\n    url: {}\n",
         document.endpoints.len(),
         grouped(all),
-        quoted(legacy)
+        legacy
     );
+    if others > 0 {
+        out.push_str(&format!("\n# The {others} routes that the file has are not repeated here: add these to them.\n"));
+    }
     if parts.is_empty() {
         out.push_str("\n# Every endpoint that was seen has a route already.\nroutes: []\n");
     } else {
         out.push_str("\nroutes:\n");
     }
-    let mut names = BTreeSet::new();
+    let mut names = BTreeSet::from([UNROUTED.to_owned()]);
     for (prefix, part) in parts.iter().take(ROUTES) {
         let mut name = name_of(prefix);
         while !names.insert(name.clone()) {
@@ -291,6 +301,9 @@ fn suggest(document: &Document, legacy: &str) -> String {
             quoted(&pattern(prefix, part))
         ));
     }
+    if parts.len() > ROUTES {
+        out.push_str(&format!("\n# … and {} more parts, with less traffic each.\n", parts.len() - ROUTES));
+    }
     let never: Vec<&Endpoint> =
         document.endpoints.iter().filter(|endpoint| endpoint.state == Standing::NeverCalled).collect();
     for (list, told) in [
@@ -302,6 +315,9 @@ fn suggest(document: &Document, legacy: &str) -> String {
         }
         for endpoint in list.iter().take(ROUTES) {
             out.push_str(&format!("#   {} {}\n", endpoint.method, endpoint.path));
+        }
+        if list.len() > ROUTES {
+            out.push_str(&format!("#   … and {} more\n", list.len() - ROUTES));
         }
     }
     out
@@ -346,6 +362,7 @@ fn name_of(prefix: &str) -> String {
 fn quoted(text: &str) -> String {
     let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_.:*".contains(&byte))
         && text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/')
+        && !text.ends_with(':')
         && !matches!(
             text.to_ascii_lowercase().as_str(),
             "true" | "false" | "null" | "yes" | "no" | "on" | "off" | "y" | "n"

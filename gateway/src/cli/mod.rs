@@ -82,7 +82,7 @@ enum Command {
     )]
     Inventory(inventory::Inventory),
     /// Drafts a first routes.yaml for a monolith that was watched, from its inventory or its logs.
-    #[command(after_help = "Example: gateway suggest --from access.log > routes.yaml")]
+    #[command(after_help = "Example: gateway suggest --from access.log > routes.new.yaml")]
     Suggest(inventory::Suggest),
     /// Brings up a monolith, two services, the gateway and traffic, and tells the migration of one route.
     #[cfg(feature = "demo")]

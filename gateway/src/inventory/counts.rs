@@ -64,7 +64,7 @@ fn is_zero(number: &u64) -> bool {
 impl Counts {
     /// Takes in a request.
     pub fn take(&mut self, seen: Seen) {
-        self.requests += 1;
+        self.requests = self.requests.saturating_add(1);
         match seen.status {
             _ if seen.aborted => self.aborted += 1,
             500.. => self.errors += 1,
@@ -116,12 +116,19 @@ impl Counts {
         quantile(&counts, share).map(|seconds| (seconds * 1e5).round() / 100.0)
     }
 
+    /// Believes no moment after this one.
+    pub fn clamp(&mut self, now: Seconds) {
+        if self.last > now {
+            (self.last, self.recent) = (now, [0; PARTS]);
+        }
+    }
+
     /// Takes in what was counted elsewhere.
     pub fn merge(&mut self, other: &Self) {
-        self.requests += other.requests;
-        self.errors += other.errors;
-        self.client_errors += other.client_errors;
-        self.aborted += other.aborted;
+        self.requests = self.requests.saturating_add(other.requests);
+        self.errors = self.errors.saturating_add(other.errors);
+        self.client_errors = self.client_errors.saturating_add(other.client_errors);
+        self.aborted = self.aborted.saturating_add(other.aborted);
         let newest = self.last.max(other.last);
         let mut merged = [0_u32; PARTS];
         let newest_part = (newest / PART) as usize;

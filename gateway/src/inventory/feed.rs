@@ -90,6 +90,12 @@ impl Feed {
     }
 }
 
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
 impl Block {
     /// Each of its requests, with the index of its route and its path.
     pub fn requests(&self) -> impl Iterator<Item = (usize, &[u8], Request)> {

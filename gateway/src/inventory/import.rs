@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use jiff::fmt::strtime;
+use jiff::{Timestamp, fmt::strtime};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -34,8 +34,6 @@ pub struct Read {
     pub lines: u64,
     /// Those of them that could not be read.
     pub unreadable: u64,
-    /// The newest moment in it.
-    pub until: Seconds,
 }
 
 /// Reads a file, whatever it is, into an inventory.
@@ -43,14 +41,13 @@ pub fn read(file: &Path, into: &mut Inventory, paths: PathPolicy) -> Result<Read
     let open = || File::open(file).map_err(|error| error.to_string());
     let mut reader = BufReader::new(open()?);
     let start = reader.fill_buf().map_err(|error| error.to_string())?;
-    let first = start.trim_ascii_start().first().copied();
-    let line = start.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    // A log of this gateway has an object a line; a document is one object, of many lines or of one.
-    let is_log = match first {
-        Some(b'{') => serde_json::from_slice::<Line>(line).is_ok(),
-        _ => combined(&String::from_utf8_lossy(line)).is_some(),
-    };
-    if is_log {
+    if start.starts_with(&[0x1f, 0x8b]) {
+        return Err("it is compressed; write `zcat FILE | gateway inventory --from /dev/stdin`".to_owned());
+    }
+    // A log may begin with lines that are none: what came before a request was whole. A log of this gateway has an object a
+    // line; a document is one object, of many lines or of one.
+    let mut lines = start.split(|byte| *byte == b'\n').take(100);
+    if lines.any(|line| own(line).or_else(|| combined(&String::from_utf8_lossy(line))).is_some()) {
         return log(&mut reader, into, paths);
     }
     let mut text = String::new();
@@ -58,14 +55,12 @@ pub fn read(file: &Path, into: &mut Inventory, paths: PathPolicy) -> Result<Read
     if size as u64 > DOCUMENT {
         return Err(format!("larger than {} MiB", DOCUMENT >> 20));
     }
-    let document = document(&text).map_err(|why| {
-        // A log whose first line is none is a log all the same.
-        let looks = text.lines().take(100).filter(|line| combined(line).is_some()).count();
-        if looks > 0 { "its first line is no line of a log; take it out".to_owned() } else { why }
-    })?;
-    let until = document.until.map_or(0, seconds);
-    let endpoints = into.merge(&document, paths.case_insensitive)?;
-    Ok(Read { endpoints, until, ..Read::default() })
+    let document = document(&text)?;
+    let endpoints = into.merge(&document, paths.case_insensitive, seconds(Timestamp::now()))?;
+    if let (Some(since), Some(until)) = (document.since, document.until) {
+        into.spans(seconds(since), seconds(until));
+    }
+    Ok(Read { endpoints, ..Read::default() })
 }
 
 /// A document: an inventory, or an OpenAPI document in JSON or YAML.
@@ -116,7 +111,7 @@ fn openapi(document: &Value, paths: &Map<String, Value>) -> Document {
 /// A line of this gateway's own access log, as far as it is read.
 #[derive(Deserialize)]
 struct Line {
-    time: jiff::Timestamp,
+    time: Timestamp,
     method: String,
     path: String,
     status: u16,
@@ -138,19 +133,24 @@ struct Logged {
 
 fn log(reader: &mut impl BufRead, into: &mut Inventory, paths: PathPolicy) -> Result<Read, String> {
     let mut read = Read::default();
+    let mut span: Option<(Seconds, Seconds)> = None;
     let mut line = Vec::new();
     loop {
         line.clear();
         let length = reader.by_ref().take(LINE).read_until(b'\n', &mut line).map_err(|error| error.to_string())?;
         if length == 0 {
+            if let Some((from, to)) = span {
+                into.spans(from, to);
+            }
             return Ok(read);
         }
         let whole = line.ends_with(b"\n") || (length as u64) < LINE;
         read.lines += 1;
-        let text = String::from_utf8_lossy(&line);
-        let logged = if text.starts_with('{') { own(&text) } else { combined(text.trim_end()) };
+        let logged =
+            if line.starts_with(b"{") { own(&line) } else { combined(String::from_utf8_lossy(&line).trim_end()) };
         let taken = logged.filter(|_| whole).is_some_and(|logged| {
-            read.until = read.until.max(logged.seen.at);
+            let (from, to) = span.unwrap_or((logged.seen.at, logged.seen.at));
+            span = Some((from.min(logged.seen.at), to.max(logged.seen.at)));
             take(&logged, into, paths)
         });
         read.unreadable += u64::from(!taken);
@@ -172,8 +172,8 @@ fn take(logged: &Logged, into: &mut Inventory, paths: PathPolicy) -> bool {
     true
 }
 
-fn own(text: &str) -> Option<Logged> {
-    let line: Line = serde_json::from_str(text).ok()?;
+fn own(line: &[u8]) -> Option<Logged> {
+    let line: Line = serde_json::from_slice(line).ok()?;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a duration in a log")]
     let micros = (line.duration_ms * 1000.0).clamp(0.0, f64::from(u32::MAX)) as u32;
     let route = if line.route == crate::config::UNROUTED { String::new() } else { line.route };
@@ -210,7 +210,11 @@ fn combined(line: &str) -> Option<Logged> {
     let status: u16 = rest[end + 1..].split_whitespace().next()?.parse().ok()?;
     // What is no request line was answered 400, and is nobody's endpoint.
     let method: http::Method = method.parse().ok()?;
-    let target = target.split_once("://").map_or(target, |(_, rest)| rest.find('/').map_or("/", |at| &rest[at..]));
+    // A whole URL, as clients of proxies send it; one in a query is none.
+    let target = match target.split_once("://") {
+        Some((scheme, rest)) if !scheme.starts_with('/') => rest.find('/').map_or("/", |at| &rest[at..]),
+        _ => target,
+    };
     Some(Logged {
         method: method_number(&method),
         path: target.to_owned(),
@@ -230,8 +234,14 @@ mod tests {
         let line = r#"192.0.2.1 - frank [28/Nov/2026:13:55:36 +0100] "GET /api/orders/42?x=1 HTTP/1.1" 200 2326 "-" "Mozilla/5.0 \"odd\"""#;
         let read = combined(line).unwrap();
         assert_eq!((read.method, read.path.as_str(), read.seen.status), (0, "/api/orders/42?x=1", 200));
-        assert_eq!(i64::from(read.seen.at), "2026-11-28T12:55:36Z".parse::<jiff::Timestamp>().unwrap().as_second());
+        assert_eq!(i64::from(read.seen.at), "2026-11-28T12:55:36Z".parse::<Timestamp>().unwrap().as_second());
         assert!(combined(r#"h - - [28/Nov/2026:13:55:36 +0000] "POST /a\"b HTTP/1.1" 500 -"#).is_some());
+        // What a query says is nobody's path.
+        let path = |target: &str| {
+            combined(&format!("h - - [28/Nov/2026:13:55:36 +0000] \"GET {target} HTTP/1.1\" 200 1")).unwrap().path
+        };
+        assert_eq!(path("/login?next=http://shop.example/admin"), "/login?next=http://shop.example/admin");
+        assert_eq!(path("http://shop.example/orders/1"), "/orders/1");
         for bad in [
             "",
             "GET / HTTP/1.1",

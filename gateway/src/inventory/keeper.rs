@@ -12,7 +12,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -28,13 +28,16 @@ use super::{
     Document, Inventory,
     counts::{Seconds, seconds},
     feed::{Block, Feed},
-    progress::{EVERY, Point, Progress, Tally, What},
+    progress::{EVERY, Heard, Point, Progress, Tally, What},
     recent::{Both, Recent},
     tree::steps,
 };
 use crate::{
     config::{Stage, UNROUTED},
-    snapshot::{Route, Snapshot, Store, traffic},
+    snapshot::{
+        Route, Snapshot, Store,
+        traffic::{self, Locator},
+    },
     telemetry::metrics::{Arm, InventoryNow, RouteStats},
 };
 
@@ -92,8 +95,7 @@ impl Keeper {
             trouble: Mutex::default(),
             thread: Mutex::default(),
         });
-        let mut books = Books::open(this.clone(), store.clone());
-        books.follow();
+        let books = Books::open(this.clone(), store.clone());
         let thread = std::thread::Builder::new().name("inventory".to_owned()).spawn(move || books.run(&receiver))?;
         *this.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(this)
@@ -142,13 +144,21 @@ impl Keeper {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Writes all down and ends. What workers noted must have been sent off.
-    pub fn stop(&self) {
-        // There is room: nobody notes anything any more.
-        let _ = self.sender.send(Message::Stop);
+    /// Writes all down and ends, or is left alone after a while: a disk that hangs must not hold up the exit. What workers
+    /// noted must have been sent off.
+    pub fn stop(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        let mut message = Message::Stop;
+        while let Err(TrySendError::Full(back)) = self.sender.try_send(message) {
+            if Instant::now() >= until {
+                return;
+            }
+            message = back;
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            let _ = thread.join();
+        while thread.as_ref().is_some_and(|thread| !thread.is_finished()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -168,9 +178,12 @@ struct Watched {
     stats: Arc<RouteStats>,
     legacy: u64,
     service: u64,
+    /// What the service answered, but for failures.
+    served: u64,
     legacy_writes: u64,
     service_writes: u64,
-    fell: u64,
+    /// What its predicates refused, and what another answered in the service's place.
+    detours: u64,
 }
 
 struct Books {
@@ -180,6 +193,8 @@ struct Books {
     progress: Progress,
     recent: HashMap<Arc<str>, Recent>,
     watched: HashMap<Arc<str>, Watched>,
+    /// Counters of routes that the file does not have any more, as long as the monolith still answers a request of theirs.
+    orphans: Vec<Arc<RouteStats>>,
     /// The numbers of the names of routes, by generation.
     names: Vec<(u64, Vec<u32>)>,
     /// The generation whose patterns are known.
@@ -189,7 +204,8 @@ struct Books {
     counted: (u64, Seconds),
     lock: Option<File>,
     begun: Instant,
-    looked: Seconds,
+    /// When it was last looked at, in seconds since it began.
+    looked: Option<f64>,
     written: Seconds,
 }
 
@@ -200,30 +216,52 @@ fn now() -> Seconds {
 impl Books {
     fn open(shared: Arc<Keeper>, store: Arc<Store>) -> Self {
         let at = now();
-        let mut inventory = Inventory::new(at);
-        let snapshot = store.current();
-        let kept = load::<Document>(&store.state.join(INVENTORY));
-        let merged = kept.map(|document| inventory.merge(&document, snapshot.paths.case_insensitive));
-        if let Some(Err(why)) = merged {
-            tracing::warn!(why, "the inventory that was kept is not taken up");
-        }
-        let progress = load::<Progress>(&store.state.join(PROGRESS)).unwrap_or_default().resume(at);
-        Self {
+        let mut this = Self {
             shared,
             store,
-            inventory,
-            progress,
+            inventory: Inventory::new(at),
+            progress: Progress::default(),
             recent: HashMap::new(),
             watched: HashMap::new(),
+            orphans: Vec::new(),
             names: Vec::new(),
             pinned: 0,
             endpoints: Vec::new(),
             counted: (0, 0),
             lock: None,
             begun: Instant::now(),
-            looked: at,
+            looked: None,
             written: at,
+        };
+        // What patterns say is known before what was learned is taken up.
+        this.follow();
+        this.take_up();
+        this
+    }
+
+    /// Takes up what was kept, once no other process writes it; what was seen until then is added to that.
+    fn take_up(&mut self) {
+        let folder = self.store.state.clone();
+        if self.lock.is_some() {
+            return;
         }
+        let taken = self.lock(&folder).and_then(|()| {
+            let paths = self.store.current().paths;
+            if let Some(document) = load(&folder.join(INVENTORY), Document::is_known)? {
+                self.inventory.merge(&document, paths.case_insensitive, now())?;
+                self.counted = (0, 0);
+            }
+            let kept = load::<Progress>(&folder.join(PROGRESS), Progress::is_known)?;
+            self.progress = kept.unwrap_or_default().resume(std::mem::take(&mut self.progress));
+            // Whoever is killed from now on has not closed the books.
+            self.progress.close(false);
+            save(&folder.join(PROGRESS), &self.progress)
+        });
+        if taken.is_err() {
+            // What cannot be marked as open could be believed after a crash.
+            self.lock = None;
+        }
+        self.shared.tell(taken.err());
     }
 
     fn run(mut self, messages: &Receiver<Message>) {
@@ -231,9 +269,11 @@ impl Books {
         loop {
             match messages.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(Message::Stop) => {
-                    self.survive(Self::look);
-                    self.progress.close();
-                    self.write();
+                    self.survive(|this| {
+                        let snapshot = this.follow();
+                        this.mark(&snapshot);
+                    });
+                    self.write(true);
                     return;
                 }
                 Ok(message) => self.survive(|this| this.obey(message)),
@@ -265,7 +305,7 @@ impl Books {
             }
             Message::Import(document, reply) => {
                 let case_insensitive = self.store.current().paths.case_insensitive;
-                let _ = reply.send(self.inventory.merge(&document, case_insensitive));
+                let _ = reply.send(self.inventory.merge(&document, case_insensitive, now()));
                 self.counted = (0, 0);
             }
             Message::Stop => {}
@@ -302,7 +342,8 @@ impl Books {
             let known = |name: &str| snapshot.routes.iter().any(|route| &*route.name == name);
             self.progress.keep_only(&known);
             self.recent.retain(|name, _| known(name));
-            self.watched.retain(|name, _| known(name));
+            let gone = self.watched.extract_if(|name, _| !known(name)).map(|(_, watched)| watched.stats);
+            self.orphans.extend(gone);
         }
         snapshot
     }
@@ -311,18 +352,14 @@ impl Books {
     fn look(&mut self) {
         let snapshot = self.follow();
         let at = now();
-        let due = at >= self.looked.saturating_add(EVERY) || at < self.looked;
         let seconds = self.begun.elapsed().as_secs_f64();
+        let due = self.looked.is_none_or(|looked| seconds >= looked + f64::from(EVERY));
         let mut lately = Lately::with_capacity(snapshot.routes.len());
         for route in &snapshot.routes {
-            let recent = match self.recent.get_mut(&route.name).filter(|recent| recent.is_of(&route.stats)) {
-                Some(recent) => recent,
-                None => self
-                    .recent
-                    .entry(route.name.clone())
-                    .insert_entry(Recent::new(route.stats.clone(), seconds))
-                    .into_mut(),
-            };
+            if !self.recent.get(&route.name).is_some_and(|recent| recent.is_of(&route.stats)) {
+                self.recent.insert(route.name.clone(), Recent::new(route.stats.clone(), seconds));
+            }
+            let Some(recent) = self.recent.get_mut(&route.name) else { continue };
             if due {
                 recent.look(seconds);
             }
@@ -333,20 +370,30 @@ impl Books {
         if !due {
             return;
         }
-        self.looked = at;
-        self.mark(&snapshot, at);
+        self.take_up();
+        self.mark(&snapshot);
         if at >= self.written.saturating_add(WRITE) || at < self.written {
             self.written = at;
-            self.write();
+            self.write(false);
         }
     }
 
     /// Adds a point to the series.
-    fn mark(&mut self, snapshot: &Snapshot, at: Seconds) {
+    fn mark(&mut self, snapshot: &Snapshot) {
+        let (at, seconds) = (now(), self.begun.elapsed().as_secs_f64());
+        // By the clock that does not jump; what was not looked at was not watched.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ten seconds at most")]
+        let elapsed =
+            self.looked.map_or(0, |looked| (seconds - looked).round().clamp(0.0, f64::from(2 * EVERY)) as u32);
+        self.looked = Some(seconds);
+        self.orphans.retain(|stats| Arc::strong_count(stats) > 1 && stats.totals(Arm::Legacy).in_flight > 0);
+        let haunted = !self.orphans.is_empty();
         let mut point = Point { at, ..Point::default() };
-        for route in &snapshot.routes {
-            let (tally, answered, served) = self.since(route);
-            self.progress.hear(&route.name, answered, served, at);
+        for (index, route) in snapshot.routes.iter().enumerate() {
+            let (tally, mut heard) = self.since(route);
+            heard.answered |= haunted;
+            (heard.about, heard.elapsed) = (traffic::about(snapshot, index), elapsed);
+            self.progress.hear(&route.name, heard, at);
             for tag in route.tags.iter().map(|tag| &**tag).chain([""]) {
                 point.add(tag, tally);
             }
@@ -354,15 +401,19 @@ impl Books {
         let often = self.inventory.len() <= FEW;
         if self.counted.0 != snapshot.generation || often || at >= self.counted.1.saturating_add(WRITE) {
             self.counted = (snapshot.generation, at);
+            let locator = Locator::new(snapshot);
             let mut by_tag: HashMap<String, (u64, u64)> = HashMap::new();
-            self.inventory.each_called(|method, steps, counted, _| {
-                let place = traffic::locate(snapshot, method, steps, counted);
-                for tag in place.tags.into_iter().chain([String::new()]) {
+            for (_, _, of) in self.inventory.endpoints(&|method, steps, counted| locator.locate(method, steps, counted))
+            {
+                if of.row.requests() == 0 {
+                    continue;
+                }
+                for tag in of.place.tags.into_iter().chain([String::new()]) {
                     let known = by_tag.entry(tag).or_default();
-                    known.0 += u64::from(place.standing.is_moved());
+                    known.0 += u64::from(of.place.standing.is_moved());
                     known.1 += 1;
                 }
-            });
+            }
             self.endpoints = by_tag.into_iter().collect();
             self.endpoints.sort();
         }
@@ -375,33 +426,46 @@ impl Books {
         self.progress.push(point);
     }
 
-    /// What happened on a route since the last look: the tally, whether the monolith had a part in it, and what the service answered.
-    fn since(&mut self, route: &Route) -> (Tally, bool, u64) {
+    /// What happened on a route since the last look: the tally, and whether the monolith had a part in it.
+    fn since(&mut self, route: &Route) -> (Tally, Heard) {
         let [legacy, service] = [Arm::Legacy, Arm::Service].map(|arm| route.stats.totals(arm));
+        let rare = &route.stats.rare;
+        let fallbacks: u64 = rare.fallbacks.iter().map(|count| count.load(Relaxed)).sum();
         let new = Watched {
             stats: route.stats.clone(),
             legacy: legacy.requests(),
             service: service.requests(),
+            served: service.classes[1..=3].iter().sum(),
             legacy_writes: legacy.writes,
             service_writes: service.writes,
-            fell: route.stats.rare.fell.load(Relaxed),
+            detours: rare.fell.load(Relaxed) + fallbacks,
         };
-        let old = self.watched.get(&route.name).filter(|old| Arc::ptr_eq(&old.stats, &new.stats));
+        let old = self.watched.get(&route.name);
+        // Counters that are others than before: a route that went and came again.
+        let same = old.is_none_or(|old| Arc::ptr_eq(&old.stats, &new.stats));
+        if let Some(old) = old.filter(|_| !same) {
+            self.orphans.push(old.stats.clone());
+        }
+        let old = old.filter(|_| same);
         // The first look counts from the beginning of the counters.
-        let before = |get: fn(&Watched) -> u64| old.map_or(0, get);
-        let grown = |get: fn(&Watched) -> u64| get(&new).saturating_sub(before(get));
+        let grown = |get: fn(&Watched) -> u64| get(&new).saturating_sub(old.map_or(0, get));
         let (off, on) = (grown(|w| w.service), grown(|w| w.legacy));
         let (off_writes, on_writes) = (grown(|w| w.service_writes), grown(|w| w.legacy_writes));
-        let answered = on > 0 || legacy.in_flight > 0 || grown(|w| w.fell) > 0;
+        let heard = Heard {
+            answered: !same || !route.runs().is_alone() || on > 0 || legacy.in_flight > 0 || grown(|w| w.detours) > 0,
+            served: grown(|w| w.served),
+            ..Heard::default()
+        };
         let tally =
             Tally { endpoints: (0, 0), requests: (off, off + on), writes: (off_writes, off_writes + on_writes) };
         self.watched.insert(route.name.clone(), new);
-        (tally, answered, off)
+        (tally, heard)
     }
 
     fn document(&self) -> Document {
         let snapshot = self.store.current();
-        self.inventory.document(now(), &|method, steps, counted| traffic::locate(&snapshot, method, steps, counted))
+        let locator = Locator::new(&snapshot);
+        self.inventory.document(now(), &|method, steps, counted| locator.locate(method, steps, counted))
     }
 
     fn describe(&self, after: Seconds) -> Value {
@@ -421,7 +485,7 @@ impl Books {
             .routes
             .iter()
             .filter(|route| matches!(route.stage, Stage::Migrated | Stage::Retired))
-            .filter_map(|route| self.silence(route, &snapshot, at))
+            .filter_map(|route| self.silence(route, &snapshot))
             .collect();
         json!({
             "now": self.progress.newest().map(|point| shares(&point.of)),
@@ -432,21 +496,21 @@ impl Books {
     }
 
     /// What is known of the monolith's silence on a route.
-    fn silence(&self, route: &Route, snapshot: &Snapshot, at: Seconds) -> Option<Value> {
+    fn silence(&self, route: &Route, snapshot: &Snapshot) -> Option<Value> {
         let silence = self.progress.silence(&route.name)?;
-        let (hours, needed) = (f64::from(at.saturating_sub(silence.since)) / 3600.0, snapshot.retire_after);
+        let (hours, needed) = (f64::from(silence.watched) / 3600.0, snapshot.retire_after);
         let needed = needed.as_secs_f64() / 3600.0;
         let ripe =
             route.stage == Stage::Migrated && !route.overlay.hold.is_held() && hours >= needed && silence.served > 0;
         let told = match (ripe, silence.served) {
             (true, served) => format!(
-                "the monolith has not answered for {}, and the service answered {served} requests: `stage: retired` is safe",
+                "the monolith had no part in it for {}, and the service answered {served} requests: `stage: retired` would change nothing for them",
                 told_hours(hours)
             ),
             (false, 0) if hours >= needed => {
                 format!("nobody has asked for {}: that says nothing of who would answer", told_hours(hours))
             }
-            (false, _) => format!("the monolith has not answered for {} of {}", told_hours(hours), told_hours(needed)),
+            (false, _) => format!("the monolith had no part in it for {} of {}", told_hours(hours), told_hours(needed)),
         };
         Some(json!({
             "route": *route.name,
@@ -462,13 +526,16 @@ impl Books {
     }
 
     /// Writes both down, unless another process does.
-    fn write(&mut self) {
+    fn write(&mut self, closed: bool) {
+        // Who has not taken up what was kept must not write over it.
+        if self.lock.is_none() {
+            return;
+        }
         let folder = self.store.state.clone();
-        let written = self.lock(&folder).and_then(|()| {
-            save(&folder.join(PROGRESS), &self.progress)?;
-            if self.store.current().inventory { save(&folder.join(INVENTORY), &self.document()) } else { Ok(()) }
-        });
-        self.shared.tell(written.err());
+        self.progress.close(closed);
+        let inventory = self.store.current().inventory;
+        let written = if inventory { save(&folder.join(INVENTORY), &self.document()) } else { Ok(()) };
+        self.shared.tell(written.and_then(|()| save(&folder.join(PROGRESS), &self.progress)).err());
     }
 
     fn lock(&mut self, folder: &Path) -> Result<(), String> {
@@ -512,18 +579,22 @@ fn share(tally: &Tally) -> Value {
     })
 }
 
-/// What was kept, if it is there; what cannot be read is put aside.
-fn load<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    let text = std::fs::read_to_string(path).ok()?;
-    match serde_json::from_str(&text) {
-        Ok(read) => Some(read),
-        Err(error) => {
-            let aside = path.with_extension(format!("broken-{}", Timestamp::now().as_second()));
-            let moved = std::fs::rename(path, &aside).map_or_else(|e| e.to_string(), |()| aside.display().to_string());
-            tracing::error!(file = %path.display(), %error, %moved, "what was kept cannot be read; it begins anew");
-            None
-        }
-    }
+/// What was kept, if it is there. What makes no sense, or is of a later version, is put aside; what cannot be read now may be read later.
+fn load<T: DeserializeOwned>(path: &Path, is_known: impl Fn(&T) -> bool) -> Result<Option<T>, String> {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("`{}`: {error}", path.display())),
+    };
+    let why = match serde_json::from_slice(&text) {
+        Ok(read) if is_known(&read) => return Ok(Some(read)),
+        Ok(_) => "it is of a later version of the gateway".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let aside = path.with_extension(format!("broken-{}", Timestamp::now().as_second()));
+    let moved = std::fs::rename(path, &aside).map_or_else(|e| e.to_string(), |()| aside.display().to_string());
+    tracing::error!(file = %path.display(), why, %moved, "what was kept cannot be taken up; it begins anew");
+    Ok(None)
 }
 
 /// Writes a file that takes the place of the old one when it is whole.
@@ -533,7 +604,9 @@ fn save(path: &Path, what: &impl Serialize) -> Result<(), String> {
         let mut file = File::create(&new)?;
         file.write_all(&serde_json::to_vec(what)?)?;
         file.sync_all()?;
-        std::fs::rename(&new, path)
+        std::fs::rename(&new, path)?;
+        // The name, too, must be there after a power cut.
+        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     };
     write().map_err(|error| format!("`{}`: {error}", path.display()))
 }

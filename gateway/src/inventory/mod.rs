@@ -52,6 +52,13 @@ pub struct Document {
     pub endpoints: Vec<Endpoint>,
 }
 
+impl Document {
+    /// Whether this gateway can read it.
+    pub fn is_known(&self) -> bool {
+        self.version <= VERSION
+    }
+}
+
 /// How many endpoints stand where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -175,6 +182,19 @@ pub struct Inventory {
     numbers: HashMap<Box<str>, u32>,
     since: Seconds,
     dropped: u64,
+    /// The time that files are about which it is read from.
+    span: Option<(Seconds, Seconds)>,
+}
+
+/// An endpoint as it is claimed now.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// Where it stands.
+    pub place: Place,
+    /// The route under which most of its requests were counted.
+    pub counted: Option<String>,
+    /// What is counted.
+    pub row: Row,
 }
 
 /// The number of the name of no route.
@@ -183,8 +203,14 @@ const NOBODY: u32 = 0;
 impl Inventory {
     /// An empty one that begins now.
     pub fn new(now: Seconds) -> Self {
-        let mut this =
-            Self { tree: Tree::default(), names: Vec::new(), numbers: HashMap::new(), since: now, dropped: 0 };
+        let mut this = Self {
+            tree: Tree::default(),
+            names: Vec::new(),
+            numbers: HashMap::new(),
+            since: now,
+            dropped: 0,
+            span: None,
+        };
         this.number("");
         this
     }
@@ -206,6 +232,13 @@ impl Inventory {
     /// Takes in a request; its path in its matched form, without the leading `/`.
     pub fn take(&mut self, path: &str, request: Request) {
         self.tree.take(path, request);
+    }
+
+    /// Has rates be those over all the time that some files are about.
+    pub fn spans(&mut self, from: Seconds, to: Seconds) {
+        let (known_from, known_to) = self.span.unwrap_or((from, to));
+        self.span = Some((known_from.min(from), known_to.max(to)));
+        self.since = self.since.min(from);
     }
 
     /// Counts what was not counted.
@@ -233,13 +266,44 @@ impl Inventory {
         self.len() == 0
     }
 
-    /// Calls back for each endpoint that was called.
-    pub fn each_called(&self, mut visit: impl FnMut(&str, &[Step], Option<&str>, &Row)) {
+    /// The endpoints as they are claimed now: what was counted under several routes that are one by now is one endpoint.
+    pub fn endpoints(&self, locate: Locate<'_>) -> Vec<(u8, String, Claimed)> {
+        let mut claimed: HashMap<(u8, String, Option<String>), Claimed> = HashMap::new();
+        let mut documented: HashMap<(u8, String), bool> = HashMap::new();
         self.tree.each(|steps, row| {
-            if row.requests() > 0 {
-                visit(METHODS[usize::from(row.method)], steps, self.name(row), row);
+            let path = template(steps);
+            *documented.entry((row.method, path.clone())).or_default() |= row.documented;
+            let place = locate(METHODS[usize::from(row.method)], steps, self.name(row));
+            match claimed.entry((row.method, path, place.route.clone())) {
+                hashbrown::hash_map::Entry::Occupied(mut known) => {
+                    let known = known.get_mut();
+                    if row.requests() > known.row.requests() {
+                        known.counted = self.name(row).map(str::to_owned);
+                    }
+                    known.row.merge(row);
+                }
+                hashbrown::hash_map::Entry::Vacant(new) => {
+                    let counted = self.name(row).map(str::to_owned);
+                    new.insert(Claimed { place, counted, row: row.clone() });
+                }
             }
         });
+        // What only a document has is not a second endpoint where it is called by way of some route.
+        let called: hashbrown::HashSet<(u8, String)> = claimed
+            .iter()
+            .filter(|(_, claimed)| claimed.row.requests() > 0)
+            .map(|((method, path, _), _)| (*method, path.clone()))
+            .collect();
+        let mut endpoints: Vec<_> = claimed
+            .into_iter()
+            .map(|((method, path, _), mut claimed)| {
+                claimed.row.documented = documented.get(&(method, path.clone())) == Some(&true);
+                (method, path, claimed)
+            })
+            .filter(|(method, path, of)| of.row.requests() > 0 || !called.contains(&(*method, path.clone())))
+            .collect();
+        endpoints.sort_by(|a, b| (&a.1, a.0, &a.2.place.route).cmp(&(&b.1, b.0, &b.2.place.route)));
+        endpoints
     }
 
     fn name(&self, row: &Row) -> Option<&str> {
@@ -252,24 +316,16 @@ impl Inventory {
         let round = |rate: f64| (rate * 10.0).round() / 10.0;
         let mut endpoints = Vec::new();
         let mut summary = Summary::default();
-        // What only a document has is not a second endpoint where it is called by some route.
-        let mut called: HashMap<(u8, String), bool> = HashMap::new();
-        self.tree.each(|steps, row| {
-            *called.entry((row.method, template(steps))).or_default() |= row.requests() > 0;
-        });
-        self.tree.each(|steps, row| {
-            let method = METHODS[usize::from(row.method)];
-            let path = template(steps);
-            if row.requests() == 0 && called.get(&(row.method, path.clone())) == Some(&true) {
-                return;
-            }
-            let place = locate(method, steps, self.name(row));
+        // Of files: over all the time that they are about.
+        let span = self.span.map(|(from, to)| f64::from(to.saturating_sub(from).max(60)) / 3600.0);
+        for (method, path, Claimed { place, counted, row }) in self.endpoints(locate) {
             let mut last = 0;
             let mut per_hour = 0.0;
             let arms = Arm::ALL.into_iter().zip(&row.arms).filter_map(|(arm, counts)| {
                 let counts = counts.as_deref()?;
                 last = last.max(counts.last);
-                let rate = counts.per_hour(row.first, now);
+                #[allow(clippy::cast_precision_loss, reason = "a count that is shown")]
+                let rate = span.map_or_else(|| counts.per_hour(row.first, now), |hours| counts.requests as f64 / hours);
                 per_hour += rate;
                 let view = ArmView {
                     per_hour: round(rate),
@@ -294,10 +350,10 @@ impl Inventory {
                 summary.unrouted += u64::from(place.route.is_none());
             }
             endpoints.push(Endpoint {
-                method: method.to_owned(),
+                method: METHODS[usize::from(method)].to_owned(),
                 path,
                 route: place.route,
-                counted: self.name(row).map(str::to_owned),
+                counted,
                 state,
                 documented: row.documented,
                 first_seen: (row.first > 0).then(|| timestamp(row.first)).flatten(),
@@ -305,7 +361,7 @@ impl Inventory {
                 per_hour: round(per_hour),
                 arms,
             });
-        });
+        }
         let requests = |endpoint: &Endpoint| endpoint.arms.values().map(|arm| arm.counts.requests).sum::<u64>();
         endpoints.sort_by(|a, b| {
             let rate = b.per_hour.total_cmp(&a.per_hour);
@@ -325,7 +381,7 @@ impl Inventory {
     }
 
     /// Adds what is known elsewhere: what was kept, and what is imported.
-    pub fn merge(&mut self, document: &Document, case_insensitive: bool) -> Result<usize, String> {
+    pub fn merge(&mut self, document: &Document, case_insensitive: bool, now: Seconds) -> Result<usize, String> {
         if document.version > VERSION {
             return Err(format!("a document of version {}; this gateway reads version {VERSION}", document.version));
         }
@@ -343,15 +399,16 @@ impl Inventory {
             for (arm, place) in Arm::ALL.into_iter().zip(&mut row.arms) {
                 *place = endpoint.arms.get(arm.word()).map(|view| Box::new(view.counts.clone()));
             }
+            row.clamp(now);
             self.tree.add(&steps(&endpoint.path, case_insensitive), row);
             added += 1;
         }
         if let Some(since) = document.since {
             self.since = self.since.min(seconds(since));
         }
-        self.tree.unmatched += document.unmatched;
-        self.tree.beyond += document.beyond;
-        self.dropped += document.dropped;
+        self.tree.unmatched = self.tree.unmatched.saturating_add(document.unmatched);
+        self.tree.beyond = self.tree.beyond.saturating_add(document.beyond);
+        self.dropped = self.dropped.saturating_add(document.dropped);
         Ok(added)
     }
 }

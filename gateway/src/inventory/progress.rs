@@ -12,14 +12,17 @@ use super::counts::Seconds;
 
 /// How long a point of each series is, in seconds, and how many are kept: an hour, a day, a month, and three years.
 const SERIES: [(u32, usize); 4] = [(5, 720), (300, 288), (3_600, 720), (86_400, 1_100)];
+/// The version of the file.
+const VERSION: u32 = 1;
 /// How often it is looked at, in seconds.
 pub const EVERY: u32 = SERIES[0].0;
 /// Tags that are told apart.
 const TAGS: usize = 32;
 /// Points that a forecast looks at.
 const LOOKED_AT: usize = 60;
-/// And at least.
+/// And at least, over so many seconds at least.
 const ENOUGH: usize = 6;
+const LONG_ENOUGH: f64 = 6.0 * 3600.0;
 
 /// What is counted of all routes, or of those with one tag: what the monolith has no part in, and all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,22 +73,41 @@ impl Point {
     }
 }
 
-/// When the monolith last answered for a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// For how long the monolith has had no part in a route.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Silence {
-    /// Since when nothing has reached it, as far as is known: never earlier than the first look.
+    /// What the route is, in one number: silence is about that and nothing else.
+    pub about: u64,
+    /// When it began.
     pub since: Seconds,
+    /// How much of that was watched, in seconds: while no gateway runs, nobody knows who asks the monolith.
+    pub watched: Seconds,
     /// Whether it was ever seen to answer.
     pub heard: bool,
-    /// Requests that the service has answered since: where nobody asks, silence says little.
-    #[serde(default)]
+    /// Requests that the service has answered since, and not with a failure of its own: where nobody asks, silence says little.
     pub served: u64,
+}
+
+/// What was seen of a route since the last look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// What the route is, in one number.
+    pub about: u64,
+    /// Whether the monolith had, or may have had, any part in it.
+    pub answered: bool,
+    /// Requests that the service has answered well.
+    pub served: u64,
+    /// The seconds that went by.
+    pub elapsed: Seconds,
 }
 
 /// The series, and the silence.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Progress {
+    /// The version of the file.
+    version: u32,
     series: Vec<VecDeque<Point>>,
     /// What is being counted of the coarser series.
     open: Vec<Point>,
@@ -145,21 +167,41 @@ pub struct Forecast {
 }
 
 impl Progress {
-    /// Takes up what was kept. Who did not close the books may have missed an answer of the monolith, up to now.
+    /// Whether this gateway can read what was kept.
+    pub fn is_known(&self) -> bool {
+        self.version <= VERSION
+    }
+
+    /// Takes up what was kept, and goes on with what was seen meanwhile. Who did not close the books may have missed an answer of the
+    /// monolith: then no silence of before counts.
     #[must_use]
-    pub fn resume(mut self, now: Seconds) -> Self {
+    pub fn resume(mut self, meanwhile: Self) -> Self {
         if !self.closed {
-            self.silence.values_mut().for_each(|silence| (silence.since, silence.served) = (now, 0));
+            self.silence.clear();
         }
         self.closed = false;
         self.series.truncate(SERIES.len());
         self.open.truncate(SERIES.len());
+        for (route, new) in meanwhile.silence {
+            let old = self.silence.get(&route).copied().filter(|old| old.about == new.about && !new.heard);
+            let joined = old.map_or(new, |old| Silence {
+                since: old.since,
+                watched: old.watched.saturating_add(new.watched),
+                heard: old.heard,
+                served: old.served.saturating_add(new.served),
+                ..new
+            });
+            self.silence.insert(route, joined);
+        }
+        for point in meanwhile.series.into_iter().take(1).flatten() {
+            self.push(point);
+        }
         self
     }
 
-    /// The same with closed books, to be kept.
-    pub fn close(&mut self) {
-        self.closed = true;
+    /// Says whether what is kept is all: only what is closed is believed to have missed nothing.
+    pub fn close(&mut self, closed: bool) {
+        (self.closed, self.version) = (closed, VERSION);
     }
 
     /// Adds a point of the finest series.
@@ -185,17 +227,22 @@ impl Progress {
         keep(&mut self.series[0], point, SERIES[0].1);
     }
 
-    /// Notes whether the monolith answered for a route since the last look.
-    pub fn hear(&mut self, route: &str, answered: bool, served: u64, now: Seconds) {
-        let new = Silence { since: now, heard: false, served: 0 };
+    /// Notes what was seen of a route since the last look.
+    pub fn hear(&mut self, route: &str, heard: Heard, now: Seconds) {
+        let new = Silence { about: heard.about, since: now, ..Silence::default() };
         if !self.silence.contains_key(route) {
             self.silence.insert(route.to_owned(), new);
+            return;
         }
         let Some(silence) = self.silence.get_mut(route) else { return };
-        if answered {
+        if silence.about != heard.about {
+            *silence = new;
+        } else if heard.answered {
             *silence = Silence { heard: true, ..new };
+        } else {
+            silence.watched = silence.watched.saturating_add(heard.elapsed);
+            silence.served = silence.served.saturating_add(heard.served);
         }
-        silence.served += served;
     }
 
     /// Forgets routes that the file does not have.
@@ -237,11 +284,17 @@ impl Progress {
                     let known = series.iter().skip(skip);
                     known.filter_map(|point| Some((f64::from(point.at), what.share(point.of.get("")?)?))).collect()
                 };
-                let looked = self.series.iter().rev().map(shares).find(|shares| shares.len() >= ENOUGH)?;
+                let looked = self.series.iter().rev().map(shares).find(|shares| is_enough(shares))?;
                 Some(forecast(what, &looked, now))
             })
             .collect()
     }
+}
+
+/// Whether a pace can be told from these.
+fn is_enough(shares: &[(f64, f64)]) -> bool {
+    let span = shares.last().zip(shares.first()).map_or(0.0, |((to, _), (from, _))| to - from);
+    shares.len() >= ENOUGH && span >= LONG_ENOUGH
 }
 
 fn keep(series: &mut VecDeque<Point>, point: Point, most: usize) {
@@ -325,6 +378,14 @@ mod tests {
         }
         assert_eq!((writes.done, writes.percent_a_week), (None, 0.0));
         assert!(writes.told.contains("does not grow"), "{writes:?}");
+        // An hour, in however many points, says nothing of a week.
+        let mut young = Progress::default();
+        for n in 0..720 {
+            let mut point = Point { at: 1_800_000_000 + n * 5, ..Point::default() };
+            point.add("", tally(u64::from(n), 1_000));
+            young.push(point);
+        }
+        assert!(young.forecasts(1_800_003_600).is_empty());
         // Too little is nothing.
         assert!(filled(0, |_| 1).forecasts(now).is_empty());
     }
@@ -353,17 +414,34 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_never_older_than_what_was_watched() {
+    fn silence_is_what_was_watched_of_a_route_as_it_is() {
         let mut progress = Progress::default();
-        progress.hear("orders", true, 0, 1_000);
-        progress.hear("orders", false, 7, 2_000);
-        progress.hear("users", false, 0, 2_000);
-        assert_eq!(progress.silence("orders"), Some(Silence { since: 1_000, heard: true, served: 7 }));
-        assert_eq!(progress.silence("users"), Some(Silence { since: 2_000, heard: false, served: 0 }));
-        // Killed: an answer may have been missed.
-        assert_eq!(progress.clone().resume(5_000).silence("orders").unwrap().since, 5_000);
-        progress.close();
-        assert_eq!(progress.clone().resume(5_000).silence("orders").unwrap().since, 1_000);
+        let quiet = Heard { about: 7, answered: false, served: 2, elapsed: 5 };
+        let of = |progress: &Progress| progress.silence("orders").unwrap();
+        progress.hear("orders", quiet, 1_000);
+        assert_eq!((of(&progress).since, of(&progress).watched, of(&progress).served), (1_000, 0, 0));
+        for n in 1..=10 {
+            progress.hear("orders", quiet, 1_000 + n * 5);
+        }
+        assert_eq!((of(&progress).since, of(&progress).watched, of(&progress).served), (1_000, 50, 20));
+        progress.hear("orders", Heard { answered: true, ..quiet }, 1_055);
+        assert_eq!(of(&progress), Silence { about: 7, since: 1_055, watched: 0, heard: true, served: 0 });
+        progress.hear("orders", quiet, 1_060);
+        // Another route under the same name.
+        let mut other = progress.clone();
+        other.hear("orders", Heard { about: 8, ..quiet }, 1_065);
+        assert_eq!((of(&other).about, of(&other).since, of(&other).watched), (8, 1_065, 0));
+        // Killed: an answer may have been missed. Closed: the time between counts for nothing.
+        let mut meanwhile = Progress::default();
+        meanwhile.hear("orders", quiet, 900_000);
+        meanwhile.hear("orders", quiet, 900_005);
+        assert_eq!(of(&progress.clone().resume(meanwhile.clone())).since, 900_000);
+        progress.close(true);
+        let resumed = of(&progress.clone().resume(meanwhile.clone()));
+        assert_eq!((resumed.since, resumed.watched, resumed.served), (1_055, 10, 4));
+        // What the monolith did since is not forgotten.
+        meanwhile.hear("orders", Heard { answered: true, ..quiet }, 900_010);
+        assert_eq!(of(&progress.clone().resume(meanwhile)).since, 900_010);
         progress.keep_only(&|name| name == "users");
         assert_eq!(progress.silence("orders"), None);
     }

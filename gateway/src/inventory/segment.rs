@@ -45,10 +45,15 @@ pub fn kind(segment: &str) -> Kind {
     }
     let is_word = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'_');
     match segment.rsplit_once('.') {
-        Some((name, end)) if !name.is_empty() && PAGES.contains(&end) => Kind::Page,
+        Some((name, end)) if PAGES.contains(&end) && is_stem(name) => Kind::Page,
         None if is_word(segment) && bytes.len() <= 24 => Kind::Word,
         _ => Kind::Slug,
     }
+}
+
+/// Whether it may be the name of a file with a program in it: not an address, not a sentence.
+fn is_stem(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphabetic() || b"_-".contains(&byte))
 }
 
 /// Whether it is a number, a UUID, a hash, a date, or a token of letters and digits as machines make them.
@@ -116,6 +121,7 @@ mod tests {
             ("blue-shirt", Kind::Slug),
             (".well-known", Kind::Slug),
             ("app.3f2a.js", Kind::Slug),
+            ("jan.kowalski@example.pl", Kind::Slug),
             ("caf\u{e9}", Kind::Slug),
             ("2fa", Kind::Slug),
             ("", Kind::Word),

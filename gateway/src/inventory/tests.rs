@@ -127,7 +127,7 @@ fn patterns_and_documents_say_what_is_a_name_and_what_is_not() {
     let document = import::document(
         r#"{"openapi": "3.0.0", "paths": {"/reports/{year}": {"get": {}}, "/reports/all": {"get": {}, "post": {}}}}"#,
     );
-    inventory.merge(&document.unwrap(), false).unwrap();
+    inventory.merge(&document.unwrap(), false, 1_800_000_000).unwrap();
     ask(&mut inventory, "GET", "/products/shirt", 200);
     ask(&mut inventory, "GET", "/products/hat/reviews", 200);
     ask(&mut inventory, "GET", "/reports/all", 200);
@@ -150,7 +150,7 @@ fn patterns_and_documents_say_what_is_a_name_and_what_is_not() {
     // What is kept is there again, and a second reading of a template is the first one.
     let text = serde_json::to_string(&document).unwrap();
     let mut again = Inventory::new(1_800_000_500);
-    again.merge(&import::document(&text).unwrap(), false).unwrap();
+    again.merge(&import::document(&text).unwrap(), false, 1_800_000_000).unwrap();
     let same = again.document(1_800_000_000, &locate);
     assert_eq!(serde_json::to_value(&same).unwrap(), serde_json::to_value(&document).unwrap());
 }

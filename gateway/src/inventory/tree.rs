@@ -24,14 +24,16 @@ pub const NODES: usize = 16_384;
 pub const ROWS: usize = 16_384;
 /// Segments of one template; what is longer is cut.
 const DEPTH: usize = 16;
-/// Segments of patterns and documents, which stay whatever happens.
+/// Segments of patterns and documents, which stay whatever happens, and rows of documents.
 const PINNED: usize = NODES / 2;
+const DOCUMENTED: usize = ROWS / 2;
 /// Requests after which a name among too many keeps it.
 const PROVEN: u32 = 16;
 /// Requests after which one of many gets a name of its own, if it is that large a part of them.
 const PROMOTED: u32 = 64;
-/// Segments that are watched for that, of one place.
+/// Segments that are watched for that: of one place, and of all.
 const WATCHED: usize = 256;
+const WATCHED_ALL: usize = 16_384;
 /// How many times its limit a place may have that are asked for.
 const STRETCH: u16 = 8;
 /// Requests between two times that room is made.
@@ -70,6 +72,9 @@ pub struct Row {
 
 impl Row {
     fn take(&mut self, arm: Arm, seen: Seen) {
+        if self.first == 0 {
+            self.first = seen.at;
+        }
         self.arms[arm as usize].get_or_insert_default().take(seen);
     }
 
@@ -80,13 +85,21 @@ impl Row {
                 mine.get_or_insert_default().merge(theirs);
             }
         }
-        self.first = if self.first == 0 { other.first } else { self.first.min(other.first.max(1)) };
+        // Where one of them does not know, the other does.
+        self.first =
+            if self.first == 0 || other.first == 0 { self.first.max(other.first) } else { self.first.min(other.first) };
         self.documented |= other.documented;
     }
 
     /// Requests of all arms.
     pub fn requests(&self) -> u64 {
-        self.arms.iter().flatten().map(|counts| counts.requests).sum()
+        self.arms.iter().flatten().fold(0, |sum, counts| sum.saturating_add(counts.requests))
+    }
+
+    /// Believes no moment after this one.
+    pub fn clamp(&mut self, now: Seconds) {
+        self.first = self.first.min(now);
+        self.arms.iter_mut().flatten().for_each(|counts| counts.clamp(now));
     }
 }
 
@@ -130,7 +143,7 @@ struct Wide {
 
 impl Wide {
     /// Counts a value; whether it is asked for so often that it should have a name.
-    fn watch(&mut self, segment: &str) -> bool {
+    fn watch(&mut self, segment: &str, watched: &mut usize) -> bool {
         let key = twox_hash::XxHash3_64::oneshot(segment.as_bytes());
         if let Some(count) = self.watched.get_mut(&key) {
             *count += 1;
@@ -138,15 +151,19 @@ impl Wide {
                 return false;
             }
             self.watched.remove(&key);
+            *watched -= 1;
             return true;
         }
-        if self.watched.len() < WATCHED {
+        if self.watched.len() < WATCHED && *watched < WATCHED_ALL {
             self.watched.insert(key, 1);
+            *watched += 1;
         } else {
+            let before = self.watched.len();
             self.watched.retain(|_, count| {
                 *count -= 1;
                 *count > 0
             });
+            *watched -= before - self.watched.len();
         }
         false
     }
@@ -161,13 +178,23 @@ pub enum Step {
     Open(String),
 }
 
+/// How much there is, of what is bounded.
+#[derive(Clone, Copy, Debug)]
+struct Sums {
+    nodes: usize,
+    rows: usize,
+    /// Values that are watched, of all places.
+    watched: usize,
+}
+
 /// All endpoints.
 #[derive(Debug)]
 pub struct Tree {
     root: Node,
-    nodes: usize,
+    sums: Sums,
     pinned: usize,
-    rows: usize,
+    /// Rows of documents.
+    documented: usize,
     /// Requests that a name among many needs to keep it; more after each time that there was no room.
     proven: u32,
     /// Requests so far, and at how many of them room may be made again: it takes a look at everything.
@@ -183,9 +210,9 @@ impl Default for Tree {
     fn default() -> Self {
         Self {
             root: Node::default(),
-            nodes: 1,
+            sums: Sums { nodes: 1, rows: 0, watched: 0 },
             pinned: 0,
-            rows: 0,
+            documented: 0,
             proven: PROVEN,
             taken: 0,
             squeezed: 0,
@@ -211,7 +238,9 @@ pub struct Request {
 impl Request {
     /// Whether its answer says that there is something: nobody answers 200 for what is not there, but for a few who always do.
     fn proves(&self) -> bool {
-        self.arm != Arm::Gateway && !self.seen.aborted && !matches!(self.seen.status, 0 | 404 | 405 | 410 | 501)
+        // What is refused for other reasons than itself, and what nobody answered, says nothing of what is there.
+        let silent = matches!(self.seen.status, 0 | 400 | 404 | 405 | 410 | 429 | 501..=504);
+        self.arm != Arm::Gateway && !self.seen.aborted && !silent
     }
 }
 
@@ -221,13 +250,11 @@ impl Tree {
         self.taken += 1;
         self.make_room();
         let proves = request.proves();
-        let room = self.nodes + DEPTH < NODES;
-        let mut made = 0;
+        let terms = Terms { proves, room: self.has_room(), proven: self.proven };
         let mut node = &mut self.root;
         node.hits = node.hits.saturating_add(1);
         for segment in segments(path) {
-            let Some(next) = node.step(segment, proves, room, self.proven, &mut made, &mut self.rows) else {
-                self.nodes = self.nodes.wrapping_add_signed(made);
+            let Some(next) = node.step(segment, terms, &mut self.sums) else {
                 let count = if proves { &mut self.beyond } else { &mut self.unmatched };
                 *count += 1;
                 return;
@@ -235,118 +262,153 @@ impl Tree {
             node = next;
             node.hits = node.hits.saturating_add(1);
         }
-        self.nodes = self.nodes.wrapping_add_signed(made);
-        let full = self.rows >= ROWS || node.rows.len() >= ROWS_HERE;
+        let full = self.sums.rows >= ROWS || node.rows.len() >= ROWS_HERE;
         match node.row(request.method, request.route) {
             Some(row) => row.take(request.arm, request.seen),
             None if !proves => self.unmatched += 1,
             None if full => self.beyond += 1,
             None => {
-                let mut row =
-                    Row { method: request.method, route: request.route, first: request.seen.at, ..Row::default() };
-                // What a document or another route said of it goes on here.
-                row.documented = node.rows.iter().any(|row| row.method == request.method && row.documented);
+                let mut row = Row { method: request.method, route: request.route, ..Row::default() };
                 row.take(request.arm, request.seen);
                 node.rows.push(row);
-                self.rows += 1;
+                self.sums.rows += 1;
             }
         }
     }
 
     /// Makes sure that a template is there, and stays.
     pub fn pin(&mut self, steps: &[Step]) {
+        self.make_room();
         let _ = self.make(steps, true);
     }
 
     /// Adds what is known of a template elsewhere.
-    pub fn add(&mut self, steps: &[Step], row: Row) {
+    pub fn add(&mut self, steps: &[Step], mut row: Row) {
         self.make_room();
-        let requests = u32::try_from(row.requests()).unwrap_or(u32::MAX);
-        let (pin, full) = (row.documented, self.rows >= ROWS);
-        let Some(node) = self.make(steps, pin) else {
-            self.beyond += row.requests();
-            return;
-        };
-        node.hits = node.hits.saturating_add(requests);
-        let full = full || node.rows.len() >= ROWS_HERE;
-        match node.row(row.method, row.route) {
-            Some(known) => known.merge(&row),
-            None if full => self.beyond += row.requests(),
-            None => {
-                node.rows.push(row);
-                self.rows += 1;
+        let requests = row.requests();
+        let pin = row.documented && self.documented < DOCUMENTED;
+        if row.documented && !pin {
+            row.documented = false;
+            if requests == 0 {
+                self.beyond += 1;
+                return;
             }
         }
+        let full = self.sums.rows >= ROWS;
+        let Some(node) = self.make(steps, pin) else {
+            self.beyond = self.beyond.saturating_add(requests);
+            return;
+        };
+        let documented = row.documented;
+        let full = full || node.rows.len() >= ROWS_HERE;
+        let known = node.row(row.method, row.route);
+        let new = documented && known.as_ref().is_none_or(|known| !known.documented);
+        match known {
+            Some(known) => known.merge(&row),
+            None if full => {
+                self.beyond = self.beyond.saturating_add(requests);
+                return;
+            }
+            None => {
+                node.rows.push(row);
+                self.sums.rows += 1;
+            }
+        }
+        self.documented += usize::from(new);
+        // Who goes by such names again has them proven.
+        let hits = u32::try_from(requests).unwrap_or(u32::MAX);
+        self.hit(steps, hits);
+    }
+
+    fn hit(&mut self, steps: &[Step], hits: u32) {
+        let mut node = &mut self.root;
+        node.hits = node.hits.saturating_add(hits);
+        for step in steps.iter().take(DEPTH) {
+            let next = match step {
+                Step::Literal(name) if node.literals.contains_key(&**name) => node.literals.get_mut(&**name),
+                _ => node.param.as_deref_mut(),
+            };
+            let Some(next) = next else { return };
+            node = next;
+            node.hits = node.hits.saturating_add(hits);
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.sums.nodes + DEPTH < NODES
     }
 
     fn make(&mut self, steps: &[Step], pin: bool) -> Option<&mut Node> {
         let pin = pin && self.pinned + DEPTH < PINNED;
-        let room = self.nodes + DEPTH < NODES;
-        let (mut node, mut made, mut pinned) = (&mut self.root, 0, 0);
+        let room = self.has_room();
+        let (mut node, sums) = (&mut self.root, &mut self.sums);
         for step in steps.iter().take(DEPTH) {
-            if pin && !node.pinned {
-                (node.pinned, pinned) = (true, pinned + 1);
-            }
             node = match step {
+                // What only looks like a value, or stands where somebody says that values stand, is one.
+                Step::Literal(name)
+                    if !pin && !node.literals.contains_key(&**name) && (node.open || kind(name) == Kind::Id) =>
+                {
+                    node.value(kind(name), room, sums)?
+                }
                 Step::Literal(name) => {
+                    let limit = kind(name).limit();
                     if !node.literals.contains_key(&**name) {
                         if !room {
                             return None;
                         }
-                        let child = Node { pinned: pin, ..Node::default() };
-                        pinned += usize::from(pin);
-                        made += 1;
-                        if let (false, Some((kind, _))) = (pin, kind(name).limit()) {
-                            node.kinds[kind] = node.kinds[kind].saturating_add(1);
+                        sums.nodes += 1;
+                        if let Some((n, _)) = limit {
+                            node.kinds[n] = node.kinds[n].saturating_add(1);
                         }
-                        node.literals.insert(name.as_str().into(), child);
+                        node.literals.insert(name.as_str().into(), Node::default());
                     }
                     let child = node.literals.get_mut(&**name)?;
                     if pin && !child.pinned {
-                        if let Some((kind, _)) = kind(name).limit() {
-                            node.kinds[kind] = node.kinds[kind].saturating_sub(1);
+                        if let Some((n, _)) = limit {
+                            node.kinds[n] = node.kinds[n].saturating_sub(1);
                         }
-                        (child.pinned, pinned) = (true, pinned + 1);
+                        child.pinned = true;
+                        self.pinned += 1;
                     }
                     child
                 }
                 Step::Open(name) => {
-                    node.open |= pin;
+                    node.value(Kind::Slug, room, sums)?;
                     match (name.as_str(), &node.label) {
                         ("slug", _) | ("id", Label::Named(_)) => {}
                         ("id", _) => node.label = Label::Id,
                         (name, _) => node.label = Label::Named(name.into()),
                     }
-                    if node.param.is_none() {
-                        if !room {
-                            return None;
-                        }
-                        made += 1;
+                    if pin && !node.open {
+                        // Names that were learned before anybody said so are values, too.
+                        node.open = true;
+                        node.join(None, u32::MAX, sums);
                     }
-                    node.param.get_or_insert_default()
+                    node.param.as_deref_mut()?
                 }
             };
         }
-        self.nodes += made;
-        self.pinned += pinned;
         Some(node)
     }
 
     /// Makes room: names that hardly anybody asks for become values, and more and more of them until there is some.
     fn make_room(&mut self) {
-        if (self.nodes + DEPTH < NODES && self.rows < ROWS) || self.taken < self.squeezed {
+        if (self.has_room() && self.sums.rows < ROWS) || self.taken < self.squeezed {
             return;
         }
         self.squeezed = self.taken + SQUEEZES;
-        for _ in 0..32 {
-            let mut made = 0;
-            self.root.join_unproven(self.proven, &mut made, &mut self.rows);
-            self.nodes = self.nodes.wrapping_add_signed(made);
-            if self.nodes <= NODES / 2 && self.rows <= ROWS / 2 {
-                return;
+        // What must stay is not what there is too much of.
+        let [nodes, rows] = [(NODES - self.pinned) / 2 + self.pinned, (ROWS - self.documented) / 2 + self.documented];
+        let mut proven = PROVEN;
+        while proven < u32::MAX {
+            self.root.join_unproven(proven, &mut self.sums);
+            if self.sums.nodes <= nodes && self.sums.rows <= rows {
+                break;
             }
-            self.proven = self.proven.saturating_mul(2);
+            proven = proven.saturating_mul(2);
         }
+        // Until the next time, names need half of what they needed now.
+        self.proven = (proven / 2).max(PROVEN);
     }
 
     /// Calls back for each row, with its template.
@@ -356,8 +418,19 @@ impl Tree {
 
     /// How many nodes and rows there are.
     pub fn size(&self) -> (usize, usize) {
-        (self.nodes, self.rows)
+        (self.sums.nodes, self.sums.rows)
     }
+}
+
+/// What a request may change.
+#[derive(Clone, Copy)]
+struct Terms {
+    /// Whether it proves that there is something.
+    proves: bool,
+    /// Whether there is room for it.
+    room: bool,
+    /// Requests that a name among many needs to keep it.
+    proven: u32,
 }
 
 /// The segments of a path in its matched form: as many as are told apart.
@@ -371,39 +444,35 @@ impl Node {
     }
 
     /// The node of the next segment, made where there is none and the request proves that there is something.
-    fn step(
-        &mut self,
-        segment: &str,
-        proves: bool,
-        room: bool,
-        proven: u32,
-        made: &mut isize,
-        rows: &mut usize,
-    ) -> Option<&mut Self> {
+    fn step(&mut self, segment: &str, terms: Terms, sums: &mut Sums) -> Option<&mut Self> {
         // Looked up twice, since a reference that is given back at once would be held to the end.
         if self.literals.contains_key(segment) {
             return self.literals.get_mut(segment);
         }
         let kind = kind(segment);
         let named = match kind.limit() {
-            Some((n, limit)) if !self.open && self.is_name(n, limit, segment, proves, proven, made, rows) => Some(n),
+            Some((n, limit)) if !self.open && self.is_name(n, limit, segment, terms, sums) => Some(n),
             _ => None,
         };
         match named {
-            Some(n) if proves && room => {
+            Some(n) if terms.proves && terms.room => {
                 self.kinds[n] = self.kinds[n].saturating_add(1);
-                *made += 1;
-                return Some(self.literals.entry(segment.into()).or_default());
+                sums.nodes += 1;
+                Some(self.literals.entry(segment.into()).or_default())
             }
             // Nothing says that it is a name: whatever stands here has it.
-            Some(_) if !proves => return self.param.as_deref_mut().filter(|_| self.wide.is_some()),
-            _ => {}
+            Some(_) if !terms.proves => self.param.as_deref_mut().filter(|_| self.wide.is_some()),
+            _ => self.value(kind, terms.proves && terms.room, sums),
         }
+    }
+
+    /// The node of values, made where there is none and it may be.
+    fn value(&mut self, kind: Kind, make: bool, sums: &mut Sums) -> Option<&mut Self> {
         if self.param.is_none() {
-            if !proves || !room {
+            if !make {
                 return None;
             }
-            *made += 1;
+            sums.nodes += 1;
         }
         if kind == Kind::Id && self.label == Label::Slug {
             self.label = Label::Id;
@@ -412,19 +481,9 @@ impl Node {
     }
 
     /// Whether a segment that has no name here should get one.
-    #[allow(clippy::too_many_arguments, reason = "what it may change of the tree")]
-    fn is_name(
-        &mut self,
-        n: usize,
-        limit: u16,
-        segment: &str,
-        proves: bool,
-        proven: u32,
-        made: &mut isize,
-        rows: &mut usize,
-    ) -> bool {
+    fn is_name(&mut self, n: usize, limit: u16, segment: &str, terms: Terms, sums: &mut Sums) -> bool {
         if let Some(wide) = self.wide.as_mut().filter(|wide| wide.joined[n]) {
-            if wide.values[n] || !proves || !wide.watch(segment) {
+            if wide.values[n] || !terms.proves || !wide.watch(segment, &mut sums.watched) {
                 return false;
             }
             if self.kinds[n] < limit.saturating_mul(2) {
@@ -432,17 +491,17 @@ impl Node {
             }
             // So many of them are asked for often that they are values.
             wide.values[n] = true;
-            self.join(Some(n), u32::MAX, made, rows);
+            self.join(Some(n), u32::MAX, sums);
             return false;
         }
-        if self.kinds[n] < limit || !proves {
+        if self.kinds[n] < limit || !terms.proves {
             return true;
         }
         let (mut all, mut unproven) = (0_u16, 0_u16);
         for (name, child) in self.literals.iter().filter(|(_, child)| !child.pinned) {
             if kind(name).limit().is_some_and(|(kind, _)| kind == n) {
                 all += 1;
-                unproven += u16::from(child.hits < proven);
+                unproven += u16::from(child.hits < terms.proven);
             }
         }
         // They are asked for again and again: names, of which there are many.
@@ -450,45 +509,43 @@ impl Node {
             return true;
         }
         self.wide.get_or_insert_default().joined[n] = true;
-        self.join(Some(n), proven, made, rows);
+        self.join(Some(n), terms.proven, sums);
         false
     }
 
     /// Makes values of names that were asked for less often than this, of one kind or of all.
-    fn join(&mut self, kind: Option<usize>, proven: u32, made: &mut isize, rows: &mut usize) {
+    fn join(&mut self, kind: Option<usize>, proven: u32, sums: &mut Sums) {
         let joins = |name: &str, child: &mut Self| {
             !child.pinned
                 && child.hits < proven
                 && self::kind(name).limit().is_some_and(|(n, _)| kind.is_none_or(|kind| kind == n))
         };
         let joined: Vec<(Box<str>, Self)> = self.literals.extract_if(|name, child| joins(name, child)).collect();
+        if joined.is_empty() {
+            return;
+        }
         self.literals.shrink_to_fit();
         for (name, child) in joined {
             if let Some((n, _)) = self::kind(&name).limit() {
                 self.kinds[n] = self.kinds[n].saturating_sub(1);
                 self.wide.get_or_insert_default().joined[n] = true;
             }
-            match &mut self.param {
-                Some(param) => {
-                    *made -= 1;
-                    param.absorb(child, made, rows);
-                }
-                None => self.param = Some(Box::new(child)),
-            }
+            self.absorb_value(child, sums);
         }
     }
 
     /// The same all the way down.
-    fn join_unproven(&mut self, proven: u32, made: &mut isize, rows: &mut usize) {
-        self.join(None, proven, made, rows);
+    fn join_unproven(&mut self, proven: u32, sums: &mut Sums) {
+        self.join(None, proven, sums);
         for child in self.literals.values_mut().chain(self.param.as_deref_mut()) {
-            child.join_unproven(proven, made, rows);
+            child.join_unproven(proven, sums);
         }
     }
 
     /// Takes over what another node has.
-    fn absorb(&mut self, other: Self, made: &mut isize, rows: &mut usize) {
+    fn absorb(&mut self, other: Self, sums: &mut Sums) {
         self.hits = self.hits.saturating_add(other.hits);
+        sums.watched -= other.wide.as_ref().map_or(0, |wide| wide.watched.len());
         for row in other.rows {
             let room = self.rows.len() < ROWS_HERE;
             match self.row(row.method, row.route) {
@@ -499,17 +556,17 @@ impl Node {
                 }
                 None => {}
             }
-            *rows -= 1;
+            sums.rows -= 1;
         }
         for (name, child) in other.literals {
             // What was one of too many there is one of too many here.
             let limit = kind(&name).limit();
             let value = self.open || limit.is_none_or(|(n, _)| self.wide.as_ref().is_some_and(|wide| wide.joined[n]));
             if let Some(known) = self.literals.get_mut(&name) {
-                *made -= 1;
-                known.absorb(child, made, rows);
+                sums.nodes -= 1;
+                known.absorb(child, sums);
             } else if value && !child.pinned {
-                self.absorb_param(child, made, rows);
+                self.absorb_value(child, sums);
             } else {
                 if let (false, Some((n, _))) = (child.pinned, limit) {
                     self.kinds[n] = self.kinds[n].saturating_add(1);
@@ -517,7 +574,7 @@ impl Node {
                 self.literals.insert(name, child);
                 match limit {
                     Some((n, limit)) if self.kinds[n] > limit.saturating_mul(STRETCH) => {
-                        self.join(Some(n), u32::MAX, made, rows);
+                        self.join(Some(n), u32::MAX, sums);
                     }
                     _ => {}
                 }
@@ -527,15 +584,15 @@ impl Node {
             if other.label != Label::Slug && self.label == Label::Slug {
                 self.label = other.label;
             }
-            self.absorb_param(*param, made, rows);
+            self.absorb_value(*param, sums);
         }
     }
 
-    fn absorb_param(&mut self, child: Self, made: &mut isize, rows: &mut usize) {
+    fn absorb_value(&mut self, child: Self, sums: &mut Sums) {
         match &mut self.param {
             Some(param) => {
-                *made -= 1;
-                param.absorb(child, made, rows);
+                sums.nodes -= 1;
+                param.absorb(child, sums);
             }
             None => self.param = Some(Box::new(child)),
         }

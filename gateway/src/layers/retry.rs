@@ -112,16 +112,40 @@ where
     leg.way.sent.set(false);
     leg.way.departed.set(None);
     context.upload.set_expired(false);
-    let begun = context.begin_try(&leg.way);
+    // Told also where whoever waits gives up before there is an answer.
+    let tried = Tried::begin(leg);
     let result = match context.route().limits.attempt {
         None => inner.call(leg.clone()).await,
         Some(limit) => limited(inner, leg, limit).await,
     };
-    if let Some(begun) = begun {
-        let told = result.as_ref().map(|response| response.status().as_u16()).map_err(|error| error.kind.word());
-        context.end_try(begun, leg.upstream(), told);
+    if let Some(tried) = tried {
+        tried.end(result.as_ref().map(|response| response.status().as_u16()).map_err(|error| error.kind.word()));
     }
     result
+}
+
+/// A try of a request that is traced.
+struct Tried<'l> {
+    leg: &'l Leg,
+    begun: (u64, Duration),
+    result: Result<u16, &'static str>,
+}
+
+impl<'l> Tried<'l> {
+    fn begin(leg: &'l Leg) -> Option<Self> {
+        let begun = leg.context.begin_try(&leg.way)?;
+        Some(Self { leg, begun, result: Err("cancelled") })
+    }
+
+    fn end(mut self, result: Result<u16, &'static str>) {
+        self.result = result;
+    }
+}
+
+impl Drop for Tried<'_> {
+    fn drop(&mut self) {
+        self.leg.context.end_try(self.begun, self.leg.upstream(), self.result);
+    }
 }
 
 async fn limited<S>(inner: &mut S, leg: &Rc<Leg>, limit: Duration) -> Result<Response, Error>

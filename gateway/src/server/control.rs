@@ -124,8 +124,13 @@ impl Control {
 }
 
 impl Control {
-    /// Opens the file of the access log anew: somebody has moved the old one away.
-    fn reopen(&self) {
+    /// Opens the file of the access log anew: somebody has moved the old one away. On a thread of its own, since that may hang.
+    async fn reopen(self: &Arc<Self>) {
+        let this = self.clone();
+        let _ = tokio::task::spawn_blocking(move || this.reopen_now()).await;
+    }
+
+    fn reopen_now(&self) {
         let to = self.store.current().access_log.to.clone();
         match access_log::open(&to) {
             Ok(sink) => {
@@ -206,7 +211,7 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = &mut stdin, if options.follow_stdin => break,
-            _ = reopen.recv() => control.reopen(),
+            _ = reopen.recv() => { tokio::task::spawn_local({ let control = control.clone(); async move { control.reopen().await } }); }
             _ = hangup.recv() => { let _ = control.reload("SIGHUP").await; }
             () = file.changed() => { let _ = control.reload("the file changed").await; }
         }
@@ -226,11 +231,11 @@ pub async fn run(store: Store, options: Options) -> anyhow::Result<()> {
     for thread in threads {
         let _ = thread.join();
     }
-    keeper.stop();
-    if let Some(tracer) = &store.current().tracer {
+    for tracer in store.tracers() {
         tracer.finish(GOODBYE);
     }
     writer.finish();
+    keeper.stop(GOODBYE);
     Ok(())
 }
 

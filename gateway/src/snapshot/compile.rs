@@ -125,6 +125,7 @@ pub fn compile(config: &Config, registry: &mut Registry, generation: u64) -> Res
     };
     let claim_fields = Arc::new(ClaimFields::new(routes.iter().flat_map(names)));
     let cache = routes.iter().any(|route| route.cache.is_some()).then(|| registry.cache(&config.file.cache));
+    registry.keep_tracer(config.file.tracing.is_some());
     let verifiers: Vec<_> = verifiers.into_values().collect();
     registry.keep_only(&upstreams, &verifiers, cache.as_ref(), &routes);
     Ok(Snapshot {

@@ -267,6 +267,12 @@ impl Probe {
         probe(&path, host, method, &rules, path.clone())
     }
 
+    /// The same at another host.
+    pub(super) fn at(&self, host: &HostPattern) -> Self {
+        let path = self.path.clone();
+        probe(&path, host, &self.method, &[], path.clone())
+    }
+
     /// What a file makes of it; nothing where it refuses the path.
     pub(super) fn find(&self, snapshot: &Snapshot) -> Option<Match> {
         let read = path::read(&self.path, snapshot.paths).ok()?;

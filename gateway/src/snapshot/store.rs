@@ -294,6 +294,12 @@ impl Registry {
         }
     }
 
+    pub(super) fn keep_tracer(&mut self, used: bool) {
+        if !used {
+            self.tracer = None;
+        }
+    }
+
     pub(super) fn keep_cache(&mut self, used: Option<&Arc<Cache>>) {
         if used.is_none() {
             self.cache = None;
@@ -424,6 +430,7 @@ impl Store {
         let snapshot =
             compile(&config, &mut registry, 1).map_err(|why| Report::of(path, why, "mend that and start again"))?;
         registry.own.store(Arc::new(snapshot.listeners.all()));
+        start_tracer(&snapshot).map_err(|why| Report::of(path, why, "mend that and start again"))?;
         for upstream in &snapshot.upstreams {
             upstream.take_effect();
         }
@@ -528,6 +535,7 @@ impl Store {
         }
         let generation = old.generation + 1;
         let prepared = compile(&config, &mut registry, generation)
+            .and_then(|snapshot| start_tracer(&snapshot).map(|()| snapshot))
             .and_then(|snapshot| prepare(&old, &snapshot).map(|commit| (snapshot, commit)));
         let (snapshot, commit) = match prepared {
             Ok(prepared) => prepared,
@@ -566,6 +574,13 @@ impl Store {
         Ok(Reloaded::Loaded(generation))
     }
 
+    /// Those who take traces, of this file and of earlier ones whose requests are not over.
+    pub fn tracers(&self) -> Vec<Arc<Tracer>> {
+        let current = self.current.load_full();
+        let retired = lock(&self.retired);
+        retired.iter().chain([&current]).filter_map(|snapshot| snapshot.tracer.clone()).collect()
+    }
+
     fn accept(&self, config: config::Config) {
         self.process.reload_ok.store(1, Ordering::Relaxed);
         let seen = config.warnings.clone();
@@ -590,6 +605,11 @@ impl Store {
     }
 }
 
+/// Before any request has spans for it.
+fn start_tracer(snapshot: &Snapshot) -> Result<(), String> {
+    snapshot.tracer.as_ref().map_or(Ok(()), |tracer| tracer.start())
+}
+
 impl Source for Store {
     fn routes(&self, visit: &mut dyn FnMut(&str, &RouteStats)) {
         for Route { name, stats, .. } in &self.current.load().routes {
@@ -602,6 +622,12 @@ impl Source for Store {
             if let Some(share) = route.share() {
                 visit(&route.name, f64::from(share) / 10_000.0);
             }
+        }
+    }
+
+    fn holds(&self, visit: &mut dyn FnMut(&str, bool)) {
+        for route in self.current.load().routes.iter().filter(|route| route.service.is_some()) {
+            visit(&route.name, route.overlay.is_back());
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt as _,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::Ordering::Relaxed,
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
@@ -201,11 +201,14 @@ fn digits3(out: &mut Vec<u8>, value: u32) {
 enum Message {
     /// Lines.
     Block(Vec<u8>),
-    /// Where they go from now on.
-    Open(Sink),
+    /// There is another place for them.
+    Open,
     /// That was all.
     Stop,
 }
+
+/// Where lines are to go from now on, until the writer has seen it.
+type Next = Arc<Mutex<Option<Sink>>>;
 
 /// Where lines go.
 pub type Sink = Box<dyn Write + Send>;
@@ -222,18 +225,20 @@ pub fn open(to: &LogTo) -> io::Result<Sink> {
 /// The writer thread, and where blocks go.
 pub struct Writer {
     sender: SyncSender<Message>,
+    next: Next,
     thread: JoinHandle<()>,
 }
 
 /// Has the writer thread write elsewhere.
 #[derive(Clone)]
-pub struct Redirect(SyncSender<Message>);
+pub struct Redirect(Next, SyncSender<Message>);
 
 impl Redirect {
-    /// What comes from now on goes there.
+    /// What is written from now on goes there. Never waits for a reader that has stopped reading.
     pub fn to(&self, sink: Sink) {
-        // The thread is behind by so many blocks at most.
-        let _ = self.0.send(Message::Open(sink));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(sink);
+        // Where there is no room, the next block brings it there.
+        let _ = self.1.try_send(Message::Open);
     }
 }
 
@@ -241,9 +246,12 @@ impl Writer {
     /// Starts the thread.
     pub fn start(sink: Sink, stats: Arc<ProcessStats>) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(WAITING);
-        let thread =
-            std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write(sink, &receiver, &stats))?;
-        Ok(Self { sender, thread })
+        let next = Next::default();
+        let seen = next.clone();
+        let thread = std::thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn(move || write(sink, &receiver, &seen, &stats))?;
+        Ok(Self { sender, next, thread })
     }
 
     /// A worker's end.
@@ -253,7 +261,7 @@ impl Writer {
 
     /// For whoever says where lines go.
     pub fn redirect(&self) -> Redirect {
-        Redirect(self.sender.clone())
+        Redirect(self.next.clone(), self.sender.clone())
     }
 
     /// Waits until everything is written, but not for a reader that has stopped reading. The workers' ends must be gone.
@@ -271,29 +279,51 @@ impl Writer {
     }
 }
 
-fn write(mut sink: Sink, receiver: &Receiver<Message>, stats: &ProcessStats) {
-    let mut failing = false;
+fn write(mut sink: Sink, receiver: &Receiver<Message>, next: &Next, stats: &ProcessStats) {
+    // Whether lines are lost at the moment, and whether the last one there is only half of one.
+    let (mut failing, mut torn) = (false, false);
     while let Ok(message) = receiver.recv() {
-        match message {
-            Message::Block(block) => match sink.write_all(&block).and_then(|()| sink.flush()) {
-                Ok(()) => failing = false,
-                Err(error) => {
-                    stats.log_dropped.fetch_add(lines(&block), Relaxed);
-                    // A closed pipe is the reader's wish; a full disk is news, once.
-                    if !failing && error.kind() != io::ErrorKind::BrokenPipe {
-                        tracing::error!(%error, "the access log cannot be written; lines are lost, and counted");
-                    }
+        if let Some(new) = next.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            (sink, failing, torn) = (new, false, false);
+        }
+        let block = match message {
+            Message::Block(block) => block,
+            Message::Open => continue,
+            Message::Stop => return,
+        };
+        let mut rest = &block[..];
+        let result = if torn { sink.write_all(b"\n").map(|()| torn = false) } else { Ok(()) };
+        let result = result.and_then(|()| write_some(&mut sink, &mut rest)).and_then(|()| sink.flush());
+        match result {
+            Ok(()) => failing = false,
+            Err(error) => {
+                stats.log_dropped.fetch_add(lines(rest), Relaxed);
+                torn |= rest.len() < block.len() && block.get(block.len() - rest.len() - 1) != Some(&b'\n');
+                // A closed pipe is the reader's wish; a full disk is news, once.
+                if !failing && error.kind() != io::ErrorKind::BrokenPipe {
+                    tracing::error!(%error, "the access log cannot be written; lines are lost, and counted");
                     failing = true;
                 }
-            },
-            Message::Open(new) => sink = new,
-            Message::Stop => return,
+            }
         }
     }
 }
 
+/// Writes, and says what is left of it where it cannot go on.
+fn write_some(sink: &mut Sink, rest: &mut &[u8]) -> io::Result<()> {
+    while !rest.is_empty() {
+        match sink.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => *rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 fn lines(block: &[u8]) -> u64 {
-    block.split(|byte| *byte == b'\n').count() as u64 - 1
+    memchr::memchr_iter(b'\n', block).count() as u64
 }
 
 /// A worker's end of the access log.
@@ -339,12 +369,50 @@ impl Drop for AccessLog {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.stats.log_dropped.fetch_add(lines(&block), Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A disk that takes so many bytes at a time, or is full, and then takes all.
+    #[derive(Clone)]
+    struct Disk(Arc<Mutex<Written>>);
+
+    /// What is on it, and what it does next, the last first.
+    type Written = (Vec<u8>, Vec<Option<usize>>);
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let (written, moods) = &mut *self.0.lock().unwrap();
+            let Some(taken) = moods.pop().unwrap_or(Some(usize::MAX)) else {
+                return Err(io::ErrorKind::StorageFull.into());
+            };
+            let taken = taken.min(bytes.len());
+            written.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_costs_lines_which_are_counted_and_tears_none_of_those_that_follow() {
+        let disk = Disk(Arc::new(Mutex::new((Vec::new(), vec![None, None, Some(10)]))));
+        let stats = ProcessStats::default();
+        let (sender, receiver) = sync_channel(8);
+        for block in ["one\ntwo\nthree\nfour\n", "five\n", "six\nseven\n"] {
+            sender.send(Message::Block(block.as_bytes().to_vec())).unwrap();
+        }
+        drop(sender);
+        write(Box::new(disk.clone()), &receiver, &Next::default(), &stats);
+        assert_eq!(String::from_utf8_lossy(&disk.0.lock().unwrap().0), "one\ntwo\nth\nsix\nseven\n");
+        assert_eq!(stats.log_dropped.load(Relaxed), 3);
+    }
 
     #[test]
     fn a_line_is_json_whatever_a_client_sends() {

@@ -101,7 +101,7 @@ pub struct RareStats {
     pub unauthorized: AtomicU64,
     /// What the cache did, in the order of its words.
     pub cache: [AtomicU64; 6],
-    /// Requests of its path that its predicates refused, and the monolith answered.
+    /// Requests of its path that its predicates refused, and somebody else answered.
     pub fell: AtomicU64,
 }
 
@@ -293,6 +293,8 @@ pub trait Source: Send + Sync + 'static {
     fn routes(&self, visit: &mut dyn FnMut(&str, &RouteStats));
     /// Calls back for each canary, with the share that runs.
     fn shares(&self, visit: &mut dyn FnMut(&str, f64));
+    /// Calls back for each route with a service, with whether it was put back to the monolith.
+    fn holds(&self, visit: &mut dyn FnMut(&str, bool));
     /// Calls back for each route that sends copies: what became of them, and how answers compare.
     fn copies(&self, visit: &mut dyn FnMut(&str, Counts<'_>, Counts<'_>));
     /// Calls back for each upstream.
@@ -345,7 +347,9 @@ impl Collector for All {
             let help = "Requests, by route, by who answered and by class of status";
             let mut metric = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
             for (route, arm, totals) in &known {
-                for (class, count) in CLASSES.iter().zip(totals.classes).filter(|(_, count)| *count > 0) {
+                // Failures from zero on: what appears with its first value has not grown, to who asks for rates.
+                let told = CLASSES.iter().zip(totals.classes).filter(|(class, count)| *count > 0 || **class == "5xx");
+                for (class, count) in told {
                     counter(&mut metric, &[("route", route), ("arm", arm.word()), ("status", class)], count)?;
                 }
             }
@@ -420,9 +424,11 @@ impl All {
         for (name, help, label, words, get) in labelled {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             self.each_route(|route, stats| {
+                // From zero on, too, where it may happen.
+                let whole = label == "reason" && stats.totals(Arm::Service).requests() > 0;
                 for (word, count) in words.iter().zip(get(&stats.rare)) {
                     match count.load(Relaxed) {
-                        0 => {}
+                        0 if !whole => {}
                         count => counter(&mut metric, &[("route", route), (label, word)], count)?,
                     }
                 }
@@ -441,6 +447,15 @@ impl All {
             self.0.shares(&mut |route, share| {
                 if result.is_ok() {
                     result = metric.encode_family(&[("route", route)]).and_then(|mut m| m.encode_gauge(&share));
+                }
+            });
+        }
+        {
+            let help = "Whether a route was put back to the monolith, by hand or by its rollout";
+            let mut metric = encoder.encode_descriptor("route_held", help, None, MetricType::Gauge)?;
+            self.0.holds(&mut |route, held| {
+                if result.is_ok() {
+                    result = gauge(&mut metric, &[("route", route)], i64::from(held));
                 }
             });
         }
@@ -616,6 +631,7 @@ mod tests {
 
     impl Source for One {
         fn shares(&self, _: &mut dyn FnMut(&str, f64)) {}
+        fn holds(&self, _: &mut dyn FnMut(&str, bool)) {}
         fn copies(&self, _: &mut dyn FnMut(&str, Counts<'_>, Counts<'_>)) {}
         fn routes(&self, visit: &mut dyn FnMut(&str, &RouteStats)) {
             visit("a \"quoted\" name", &self.0);

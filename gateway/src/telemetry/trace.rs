@@ -6,6 +6,7 @@
 use std::{
     borrow::Cow,
     fmt,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -14,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue};
 use http_body_util::Full;
 use opentelemetry::{
@@ -21,10 +23,10 @@ use opentelemetry::{
     trace::{SpanContext, SpanKind, Status, TraceState},
 };
 use opentelemetry_http::{HttpClient, HttpError};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_otlp::{Protocol, RetryPolicy, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::{
     Resource,
-    error::OTelSdkResult,
+    error::{OTelSdkError, OTelSdkResult},
     trace::{BatchConfigBuilder, BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor as _},
 };
 
@@ -147,6 +149,8 @@ pub struct Told {
     pub started: SystemTime,
     /// How long it took.
     pub duration: Duration,
+    /// The method, as it may be told.
+    pub method: &'static str,
     /// The name: the method and the route's pattern.
     pub name: String,
     /// All else.
@@ -161,8 +165,8 @@ pub struct Tracer {
     pub sample: u16,
     config: TracingConfig,
     stats: Arc<ProcessStats>,
-    /// Made with the first span: a file that is only checked sends nothing.
-    processor: OnceLock<Option<BatchSpanProcessor>>,
+    /// Made when it takes effect: a file that is only checked sends nothing.
+    processor: OnceLock<BatchSpanProcessor>,
     waiting: Arc<AtomicUsize>,
 }
 
@@ -185,15 +189,17 @@ impl Tracer {
         })
     }
 
-    fn processor(&self) -> Option<&BatchSpanProcessor> {
-        let made = self.processor.get_or_init(|| match self.build() {
-            Ok(processor) => Some(processor),
-            Err(why) => {
-                tracing::error!(why, "nothing is traced");
-                None
-            }
-        });
-        made.as_ref()
+    /// Starts the thread that sends spans, before any request has some.
+    pub fn start(&self) -> Result<(), String> {
+        if self.processor.get().is_some() {
+            return Ok(());
+        }
+        // It panics where there can be no thread.
+        let built = std::panic::catch_unwind(AssertUnwindSafe(|| self.build()));
+        let processor = built.unwrap_or_else(|_| Err("no thread can be started".to_owned()));
+        let processor = processor.map_err(|why| format!("`tracing`: {why}"))?;
+        let _ = self.processor.set(processor);
+        Ok(())
     }
 
     fn build(&self) -> Result<BatchSpanProcessor, String> {
@@ -207,6 +213,8 @@ impl Tracer {
             .with_endpoint(url)
             .with_headers(headers.clone().into_iter().collect())
             .with_timeout(LIMIT)
+            // What is late is lost: what waits behind it would be, too.
+            .with_retry_policy(RetryPolicy::disabled())
             .build()
             .map_err(|error| error.to_string())?;
         let exporter = Counting { inner: exporter, stats: self.stats.clone(), waiting: self.waiting.clone() };
@@ -224,15 +232,21 @@ impl Tracer {
         Ok(processor)
     }
 
-    /// Takes a request that is over, with its tries.
-    pub fn take(&self, trace: Trace, tries: &[Try], told: Told) {
-        let spans = 1 + tries.len();
-        if self.waiting.fetch_add(spans, Relaxed) + spans > QUEUE {
-            self.waiting.fetch_sub(spans, Relaxed);
-            self.stats.spans[2].fetch_add(spans as u64, Relaxed);
-            return;
+    /// Takes room for so many spans, if there is some: then they must come.
+    pub fn reserve(&self, spans: usize) -> bool {
+        if self.processor.get().is_some() && self.waiting.fetch_add(spans, Relaxed) + spans <= QUEUE {
+            return true;
         }
-        let Some(processor) = self.processor() else { return };
+        if self.processor.get().is_some() {
+            self.waiting.fetch_sub(spans, Relaxed);
+        }
+        self.stats.spans[2].fetch_add(spans as u64, Relaxed);
+        false
+    }
+
+    /// Takes a request that is over, with its tries: as many spans as room was taken for.
+    pub fn take(&self, trace: Trace, tries: &[Try], told: Told) {
+        let Some(processor) = self.processor.get() else { return };
         let context = |span: u64| {
             let ids = (TraceId::from(trace.trace), SpanId::from(span));
             SpanContext::new(ids.0, ids.1, TraceFlags::SAMPLED, false, TraceState::NONE)
@@ -254,15 +268,10 @@ impl Tracer {
             instrumentation_scope: scope.clone(),
         };
         for (n, one) in tries.iter().enumerate() {
-            let mut data = span(
-                one.span,
-                Some(trace.span),
-                SpanKind::Client,
-                format!("{} {}", told.method(), one.upstream),
-                one.at,
-            );
+            let mut data =
+                span(one.span, Some(trace.span), SpanKind::Client, format!("{} {}", told.method, one.upstream), one.at);
             data.attributes = vec![
-                KeyValue::new("http.request.method", told.method().to_owned()),
+                KeyValue::new("http.request.method", if told.method == "HTTP" { "_OTHER" } else { told.method }),
                 KeyValue::new("gateway.upstream", one.upstream.to_string()),
                 KeyValue::new("server.address", one.upstream.to_string()),
             ];
@@ -296,22 +305,16 @@ impl Tracer {
 
     /// Sends what there is, for a process that ends.
     pub fn finish(&self, limit: Duration) {
-        if let Some(Some(processor)) = self.processor.get() {
+        if let Some(processor) = self.processor.get() {
             let _ = processor.shutdown_with_timeout(limit);
         }
-    }
-}
-
-impl Told {
-    fn method(&self) -> &str {
-        self.name.split(' ').next().unwrap_or_default()
     }
 }
 
 impl Drop for Tracer {
     fn drop(&mut self) {
         // Whoever drops the last of a file that was replaced must not wait for a collector.
-        if let Some(Some(processor)) = self.processor.take() {
+        if let Some(processor) = self.processor.take() {
             let _ = std::thread::Builder::new().name("traces".to_owned()).spawn(move || processor.shutdown());
         }
     }
@@ -328,7 +331,9 @@ struct Counting {
 impl opentelemetry_sdk::trace::SpanExporter for Counting {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
-        let result = self.inner.export(batch).await;
+        // A bug in it must not be the end of all tracing.
+        let sent = AssertUnwindSafe(self.inner.export(batch)).catch_unwind().await;
+        let result = sent.unwrap_or_else(|_| Err(OTelSdkError::InternalFailure("sending spans panicked".to_owned())));
         self.waiting.fetch_sub(spans, Relaxed);
         let counter: &AtomicU64 = &self.stats.spans[usize::from(result.is_err())];
         if let Err(error) = &result
@@ -362,8 +367,7 @@ impl HttpClient for Collector {
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
         let answer = runtime.block_on(server.send(request, LIMIT, ANSWER));
         runtime.shutdown_background();
-        let answer = answer?;
-        if answer.status().is_success() { Ok(answer) } else { Err(format!("status {}", answer.status()).into()) }
+        Ok(answer?)
     }
 }
 

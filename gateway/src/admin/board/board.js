@@ -24,13 +24,22 @@
   }
   const number = (value, digits = 0) => value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: 0 });
   const percent = (off, all) => (all > 0 ? (off * 100) / all : null);
-  const shown = (share) => (share === null ? "–" : `${number(share, 1)} %`);
+  /** A share that is not whole is never shown as if it were. */
+  const share = (value, digits = 1) => `${number(value >= 100 ? 100 : Math.floor(value * 10 ** digits) / 10 ** digits, digits)} %`;
+  const shown = (value) => (value === null ? "–" : share(value));
+  const rate = (rps) => (rps > 0 && rps < 0.1 ? "<0.1/s" : `${number(rps, 1)}/s`);
+  const time = (ms) => (ms === null ? "–" : `${number(ms, ms < 10 ? 1 : 0)} ms`);
+  /** Sets a text where it is another: what is read aloud is not said again. */
+  const say = (node, text) => { if (node.textContent !== text) node.textContent = text; };
   const moment = (text) => new Date(text).toLocaleString("en-GB", { dateStyle: "short", timeStyle: "medium" });
 
   // ---- the connection ----
 
   const state = { meta: null, names: [], routes: new Map(), upstreams: new Map(), points: [], progress: null, version: null };
+  const SILENT = 10_000;
+  const isToken = (text) => /^[\x21-\x7e]+$/.test(text || "");
   let token = sessionStorage.getItem("token");
+  if (!isToken(token)) token = null;
 
   async function call(path, options = {}) {
     const headers = { "x-gateway-admin": "1", ...(options.headers || {}) };
@@ -46,52 +55,105 @@
     }
     return response;
   }
+  const read = (path) => call(path).then((response) => response.json());
 
   let asking = null;
   function ask(wrong) {
     asking ??= new Promise((resolve) => {
       const dialog = $("login");
-      $("login-told").textContent = wrong ? "That is not the token." : "";
+      say($("login-told"), wrong ? "That is not the token." : "");
       $("token").value = "";
       if (!dialog.open) dialog.showModal();
-      dialog.addEventListener("close", () => {
-        token = $("token").value;
+      const given = () => {
+        const text = $("token").value.trim();
+        if (!isToken(text)) {
+          say($("login-told"), "A token has letters, digits and punctuation, without spaces.");
+          dialog.showModal();
+          return;
+        }
+        dialog.removeEventListener("close", given);
+        token = text;
         sessionStorage.setItem("token", token);
         asking = null;
         resolve();
-      }, { once: true });
+      };
+      dialog.addEventListener("close", given);
     });
     return asking;
   }
 
   function link(kind, text) {
-    const pill = $("link");
-    if (pill.textContent === text) return;
-    pill.className = `pill ${kind}`;
-    pill.textContent = text;
+    $("link").className = `pill ${kind}`;
+    say($("link"), text);
   }
+  const isLive = () => $("link").classList.contains("good");
+
+  const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+  const visible = () => new Promise((resolve) => {
+    const look = () => {
+      if (document.hidden) return;
+      document.removeEventListener("visibilitychange", look);
+      resolve();
+    };
+    document.addEventListener("visibilitychange", look);
+    look();
+  });
+
+  // A browser has few connections for one host, and a tab that nobody sees needs none.
+  let stream = new AbortController();
+  let hiding = 0;
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(hiding);
+    if (document.hidden) hiding = setTimeout(() => stream.abort(), SILENT);
+  });
+  window.addEventListener("online", () => stream.abort());
 
   async function follow() {
-    for (let pause = 250; ; pause = Math.min(pause * 2, 4000)) {
+    for (let wait = 250; ;) {
+      if (document.hidden) {
+        link("", "paused while nobody looks");
+        await visible();
+      }
+      const begun = Date.now();
+      stream = new AbortController();
+      const { signal } = stream;
+      // Something comes every second: silence is a connection that has died without a word.
+      let watchdog = 0;
+      const alive = () => {
+        clearTimeout(watchdog);
+        watchdog = setTimeout(() => stream.abort(), SILENT);
+      };
       try {
-        const response = await call("/api/board");
+        alive();
+        const response = await call("/api/board", { signal });
         const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+        const fresh = { state: true, progress: true };
         let rest = "";
-        let fresh = { state: true, progress: true };
         for (;;) {
           const { value, done } = await reader.read();
           if (done) break;
-          pause = 250;
+          alive();
           link("good", "live");
           const parts = (rest + value).split("\n\n");
           rest = parts.pop();
-          for (const part of parts) take(part, fresh);
+          for (const part of parts) {
+            try {
+              take(part, fresh);
+            } catch (error) {
+              notice(`This board has a bug: ${error.message}`);
+            }
+          }
         }
       } catch (error) {
-        if (!(error instanceof TypeError)) notice(String(error.message || error));
+        // What the network does is shown by the word beside the title.
+        if (error.name !== "AbortError" && !(error instanceof TypeError)) notice(error.message);
+      } finally {
+        clearTimeout(watchdog);
+        stream.abort();
       }
       link("bad", "disconnected; trying again");
-      await new Promise((resolve) => setTimeout(resolve, pause));
+      wait = Date.now() - begun > SILENT ? 250 : Math.min(wait * 2, 5000);
+      await pause(wait * (0.75 + Math.random() / 2));
     }
   }
 
@@ -121,6 +183,8 @@
       drawProgress();
     } else if (kind === "change") {
       announce(told);
+    } else if (kind === "missed") {
+      loadHistory();
     }
   }
 
@@ -136,24 +200,36 @@
     const known = new Set(state.names);
     for (const name of [...state.routes.keys()]) if (!known.has(name)) state.routes.delete(name);
     for (const route of told.routes) state.routes.set(route.name, route);
+    const well = new Map([...state.upstreams].map(([name, upstream]) => [name, isUnwell(upstream)]));
+    if (told.systems) {
+      const systems = new Set(told.systems);
+      for (const name of [...state.upstreams.keys()]) if (!systems.has(name)) state.upstreams.delete(name);
+    }
     for (const upstream of told.upstreams) state.upstreams.set(upstream.name, upstream);
-    if (told.upstreams.length) drawUpstreams();
-    drawRoutes(told.routes, Boolean(told.names));
+    if (told.upstreams.length || told.systems) drawUpstreams();
+    // A route that nobody asks for is no news, but its service may be.
+    const changed = new Set(told.routes.map((route) => route.name));
+    const turned = told.upstreams.filter((upstream) => well.get(upstream.name) !== isUnwell(upstream)).map((upstream) => upstream.name);
+    for (const route of state.routes.values()) if (turned.includes(route.service) || turned.includes(route.baseline)) changed.add(route.name);
+    drawRoutes([...changed].map((name) => state.routes.get(name)).filter(Boolean), Boolean(told.names));
   }
 
   // ---- what stands above all ----
 
   const notices = new Map();
   function notice(text, key = text) {
+    if (notices.get(key) === (text || undefined)) return;
     if (!text) notices.delete(key);
     else notices.set(key, text);
     $("notices").replaceChildren(...[...notices.values()].map((line) => make("p", {}, line)));
     if (text && key === text) setTimeout(() => notice("", key), 15000);
   }
+  /** What went wrong with a call that nobody asked for; while there is no connection that is no news. */
+  const failed = (error) => { if (isLive()) notice(error.message); };
 
   function drawMeta() {
     const { config, trouble, version } = state.meta;
-    $("file").textContent = `${config.file}, as of ${moment(config.loaded)} · version ${version}`;
+    say($("file"), `${config.file}, as of ${moment(config.loaded)} · version ${version}`);
     notice(config.current ? "" : `The newest file was refused; what ran before goes on.\n${config.error}`, "config");
     notice(trouble.join("\n"), "trouble");
   }
@@ -164,9 +240,9 @@
     if (change.type === "route.changed") text = `${data.route}: ${data.action}, ${data.from || "–"} → ${data.to || "–"}: ${data.why}`;
     if (change.type === "config.loaded") text = "a new file runs";
     if (change.type === "config.refused") text = "a file was refused";
-    $("live").textContent = text;
-    if (change.type === "route.changed") addHistory(data);
-    else addHistory({ at: new Date().toISOString(), action: text, who: "file", why: data.why || "", route: "" });
+    say($("live"), text);
+    addHistory(change.type === "route.changed" ? data : { at: new Date().toISOString(), action: text, who: "the file", why: data.why || "", route: "" });
+    if (detail && data.route === detail.name) detail.refresh();
   }
 
   // ---- the fig ----
@@ -219,33 +295,35 @@
     bricks.forEach((brick, n) => brick.classList.toggle("gone", n < Math.floor(part + 1e-9)));
     for (const vine of vines) vine.setAttribute("stroke-dashoffset", 100 - part);
     for (const [at, leaf] of leaves) leaf.setAttribute("visibility", at <= part ? "visible" : "hidden");
-    $("tree-told").textContent = told;
+    say($("tree-told"), told);
   }
 
   let chart = null;
   function tally(point) {
-    return (point && point.of[$("tag").value]) || { endpoints: [0, 0], requests: [0, 0], writes: [0, 0] };
+    const tag = $("tag").value;
+    return point && Object.hasOwn(point.of, tag) ? point.of[tag] : { endpoints: [0, 0], requests: [0, 0], writes: [0, 0] };
   }
+  /** Whether somebody looks at a moment of before, and at which. */
+  let back = null;
 
   function drawProgress() {
     const tag = $("tag").value;
     const points = state.points;
-    if (points.length > 4000) points.splice(0, points.length - 4000);
     const line = (what) => points.map((point) => percent(...tally(point)[what]));
     const columns = [points.map((point) => point.at), ...WHAT.map(([what]) => line(what))];
     const slider = $("when");
-    const atEnd = slider.value === slider.max;
     slider.max = Math.max(points.length - 1, 0);
-    if (atEnd) slider.value = slider.max;
+    const found = back === null ? -1 : points.findIndex((point) => point.at >= back);
+    slider.value = found < 0 ? slider.max : found;
     lookAt(Number(slider.value));
     if (points.length > 1) {
       if (chart) chart.setData(columns);
       else openChart(columns);
     }
-    const forecasts = (!tag && state.progress && state.progress.forecasts) || [];
+    const forecasts = (!tag && state.progress && [...state.progress.forecasts]) || [];
     const ripe = ((state.progress && state.progress.silence) || []).filter((one) => one.propose);
-    $("forecasts").replaceChildren(
-      ...forecasts.map((forecast) => make("li", {}, `${forecast.told} (${number(forecast.percent_a_week, 1)} points a week, from ${number(forecast.hours, 1)} hours)`)),
+    if (!tag && !forecasts.length) forecasts.push({ told: "no forecast before six hours with requests are known" });
+    $("forecasts").replaceChildren(      ...forecasts.map((forecast) => make("li", {}, forecast.hours ? `${forecast.told} (${number(forecast.percent_a_week, 1)} points a week, from ${number(forecast.hours, 1)} hours)` : forecast.told)),
       ...ripe.map((one) => make("li", {}, `${one.route}: ${one.told}`)),
     );
   }
@@ -253,20 +331,31 @@
   function lookAt(index) {
     const points = state.points;
     if (!points.length) return;
-    // A moment without requests is as the last one with some.
-    const last = (what) => {
-      for (let n = index; n >= 0 && n > index - 120; n--) {
-        const [off, all] = tally(points[n])[what];
-        if (all > 0) return percent(off, all);
+    const last = points[index];
+    const sum = (what) => {
+      // Of a minute: a few requests in five seconds are all or nothing.
+      let [off, all] = [0, 0];
+      for (let n = index; n >= 0 && (points[n].at > last.at - 60 || (all === 0 && points[n].at > last.at - 600)); n--) {
+        const [part, whole] = tally(points[n])[what];
+        if (what === "endpoints") return percent(part, whole);
+        off += part;
+        all += whole;
       }
-      return null;
+      return percent(off, all);
     };
-    const shares = WHAT.map(([what, told]) => [last(what), told]);
-    $("shares").replaceChildren(...shares.map(([share, told]) => make("div", {}, make("dt", {}, told), make("dd", {}, shown(share)))));
-    const when = index >= points.length - 1 ? "now" : moment(points[index].at * 1000);
-    $("when-told").textContent = when;
+    const shares = WHAT.map(([what, told]) => [sum(what), told]);
+    const list = $("shares");
+    if (list.children.length !== shares.length) list.replaceChildren(...shares.map(([, told]) => make("div", {}, make("dt", {}, told), make("dd", {}))));
+    shares.forEach(([value], n) => say(list.children[n].lastChild, shown(value)));
+    const when = index >= points.length - 1 ? "now" : moment(last.at * 1000);
+    say($("when-told"), when);
     $("when").setAttribute("aria-valuetext", `${when}: ${shown(shares[0][0])} of the requests`);
     grow(shares[0][0], `${shown(shares[0][0])} of the monolith's requests are strangled, ${when}`);
+  }
+  function lookBack(index) {
+    back = index >= state.points.length - 1 ? null : state.points[index].at;
+    $("when").value = index;
+    lookAt(index);
   }
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -278,7 +367,7 @@
       width: Math.max(box.clientWidth, 200),
       height: 200,
       scales: { y: { range: [0, 100] } },
-      axes: [axis(), { ...axis(), size: 48, values: (_, values) => values.map((value) => `${value} %`) }],
+      axes: [axis(), { ...axis(), size: 58, values: (_, values) => values.map((value) => `${value} %`) }],
       cursor: { y: false },
       legend: { show: false },
       series: [{}, ...series.map(([name, fill], n) => ({
@@ -287,12 +376,11 @@
       }))],
       hooks: { setCursor: [(plot) => {
         if (plot.cursor.idx === null || plot.cursor.idx === undefined || plot.cursor.left < 0) return;
-        $("when").value = plot.cursor.idx;
-        lookAt(plot.cursor.idx);
+        lookBack(plot.cursor.idx);
       }] },
     }, columns, box);
-    box.addEventListener("mouseleave", () => { $("when").value = $("when").max; lookAt(Number($("when").max)); });
   }
+  $("chart").addEventListener("mouseleave", () => lookBack(state.points.length - 1));
   function repaint() {
     if (!chart) return;
     chart.destroy();
@@ -335,14 +423,11 @@
   }
 
   function arm(name, now) {
-    const cell = (text, told, bad) => make("span", { class: bad ? "n bad" : "n", title: told }, text);
-    return [
-      make("span", { class: "dim" }, name),
-      cell(`${number(now.rps, 1)}/s`, "requests a second, last minute"),
-      cell(now.rps ? `${number(now.errors, 2)} %` : "–", "5xx, last minute", now.errors > 1),
-      cell(now.p99_ms === null ? "–" : `${number(now.p99_ms, now.p99_ms < 10 ? 1 : 0)} ms`, "99th percentile, last minute"),
-    ];
+    const cell = (text, bad) => make("span", { class: bad ? "n bad" : "n" }, text);
+    return [make("span", { class: "dim" }, name), cell(rate(now.rps)), cell(now.rps ? share(now.errors, 2) : "–", now.errors > 1), cell(time(now.p99_ms))];
   }
+  /** The same for who listens. */
+  const armSaid = (name, now) => (now.rps ? `${name} ${rate(now.rps)}, ${share(now.errors, 2)} fail, p99 ${time(now.p99_ms)}` : `${name} nothing`);
 
   function fill(card, route) {
     const children = [make("strong", {}, route.name), make("span", { class: "mono" }, route.match || "what no route claims")];
@@ -350,15 +435,18 @@
       const value = Number.parseFloat(route.share);
       const bar = make("span", {});
       bar.style.width = `${value}%`;
-      children.push(make("div", { class: "bar", role: "meter", "aria-label": "share of the service", "aria-valuenow": value, "aria-valuemin": 0, "aria-valuemax": 100 }, bar));
-      const steps = route.rollout ? ` of ${route.rollout.steps.join(", ")}` : "";
+      children.push(make("div", { class: "bar" }, bar));
+      const steps = route.rollout ? `; steps ${route.rollout.steps.join(", ")}` : "";
       children.push(make("span", { class: "dim" }, `${route.share}${steps}`));
     }
-    children.push(make("div", { class: "arms" }, ...arm("monolith", route.now.legacy), ...(route.service ? arm("service", route.now.service) : [])));
+    const head = ["last minute", "req", "5xx", "p99"].map((text, n) => make("span", { class: n ? "n dim" : "dim" }, text));
+    children.push(make("div", { class: "arms" }, ...head, ...arm("monolith", route.now.legacy), ...(route.service ? arm("service", route.now.service) : [])));
     const found = troubles(route);
+    const said = [route.name, `stage ${route.stage}`, route.share && `share ${route.share}`, ...found.map(([, text]) => text), armSaid("monolith", route.now.legacy), route.service && armSaid("service", route.now.service)];
+    card.setAttribute("aria-label", said.filter(Boolean).join("; "));
     const marks = found.map(([kind, text]) => make("span", { class: `pill ${kind}` }, text));
     if (route.shadow && route.shadow.parity_percent !== null) {
-      marks.push(make("span", { class: route.shadow.parity_percent < 99 ? "pill warn" : "pill good" }, `parity ${number(route.shadow.parity_percent, 2)} %`));
+      marks.push(make("span", { class: route.shadow.parity_percent < 99 ? "pill warn" : "pill good" }, `parity ${share(route.shadow.parity_percent, 2)}`));
     }
     if (route.rollout && route.rollout.phase === "complete") marks.push(make("span", { class: "pill good" }, "complete"));
     for (const tag of route.tags) marks.push(make("span", { class: "pill" }, tag));
@@ -391,7 +479,7 @@
       tags();
       arrange();
     }
-    if (detail && changed.some((route) => route.name === detail.name)) detail.draw();
+    if (detail && (structure || changed.some((route) => route.name === detail.name))) detail.draw();
   }
 
   function tags() {
@@ -409,24 +497,22 @@
   function arrange() {
     const wanted = $("search").value.trim().toLowerCase();
     const tag = $("tag").value;
-    const text = (route) => `${route.name} ${route.match} ${route.service || ""} ${route.tags.join(" ")}`.toLowerCase();
+    const text = (route) => `${route.name} ${route.match} ${route.service || ""} ${route.baseline} ${route.tags.join(" ")}`.toLowerCase();
     const routes = [...state.routes.values()].filter((route) => (!tag || route.tags.includes(tag)) && (!wanted || text(route).includes(wanted)));
     const byName = (a, b) => a.name.localeCompare(b.name);
     const byTraffic = (a, b) => traffic(b) - traffic(a) || byName(a, b);
     const order = { name: byName, traffic: byTraffic, trouble: (a, b) => troubles(b).length - troubles(a).length || byTraffic(a, b) }[$("sort").value];
     routes.sort(order);
+    const focused = document.activeElement;
     for (const [stage] of STAGES) {
       const { list, count } = columns.get(stage);
       const rows = routes.filter((route) => route.stage === stage).map((route) => cards.get(route.name).row);
       const same = rows.length === list.children.length && rows.every((row, n) => list.children[n] === row);
-      if (!same) {
-        const focused = document.activeElement;
-        list.replaceChildren(...rows);
-        if (focused && focused.classList.contains("card") && focused.isConnected) focused.focus();
-      }
-      count.textContent = number(rows.length);
+      if (!same) list.replaceChildren(...rows);
+      say(count, number(rows.length));
     }
-    $("matches").textContent = `${number(routes.length)} of ${number(state.routes.size)}`;
+    if (focused && focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
+    say($("matches"), `${number(routes.length)} of ${number(state.routes.size)}`);
   }
 
   // ---- one route ----
@@ -434,14 +520,20 @@
   let detail = null;
   function open(name) {
     const dialog = $("detail");
-    const body = make("div", {});
     const shadow = make("div", {});
     const past = make("div", {});
     const form = make("div", {});
-    const top = make("div", {});
-    body.append(top, form, shadow, past);
-    detail = { name, draw };
-    dialog.replaceChildren(body);
+    const said = make("p", { role: "status", tabindex: -1 });
+    const stands = make("p", {});
+    const over = make("p", { class: "pill warn" });
+    const silent = make("p", {});
+    const actions = make("div", { class: "actions" });
+    const numbers = make("div", {});
+    const where = make("p", { class: "mono dim" });
+    const head = make("div", { class: "head" }, make("div", {}, make("h2", { id: "detail-title" }, name), where), make("button", { type: "button", onclick: () => dialog.close() }, "Close"));
+    let offered = null;
+    detail = { name, draw, refresh };
+    dialog.replaceChildren(make("div", {}, head, stands, over, silent, actions, said, form, numbers, shadow, past));
     draw();
     if (!dialog.open) dialog.showModal();
     refresh();
@@ -449,24 +541,65 @@
     function refresh() {
       const path = encodeURIComponent(name);
       const route = state.routes.get(name);
-      if (route && route.shadow) call(`/api/shadow/${path}`).then((r) => r.json()).then((told) => drawShadow(shadow, told)).catch((error) => notice(error.message));
-      call(`/api/history?limit=50&route=${path}`).then((r) => r.json()).then((told) => {
+      if (route && route.shadow) read(`/api/shadow/${path}`).then((told) => drawShadow(shadow, told)).catch(failed);
+      read(`/api/history?limit=50&route=${path}`).then((told) => {
         past.replaceChildren(make("h3", {}, "History"), make("ol", { class: "history" }, ...told.changes.map(changeLine)));
-      }).catch((error) => notice(error.message));
+      }).catch(failed);
     }
 
     function draw() {
       const route = state.routes.get(name);
-      if (!route) return;
-      top.replaceChildren(...describe(route, act, () => dialog.close()));
+      if (!route) {
+        say(stands, "The file does not have this route any more.");
+        actions.replaceChildren();
+        form.replaceChildren();
+        numbers.replaceChildren();
+        return;
+      }
+      say(where, `${route.match || "what no route claims"} · ${route.baseline}${route.service ? ` → ${route.service}` : ""}`);
+      const runs = route.runs === route.stage ? "" : `, runs as ${route.runs}`;
+      say(stands, `Stage ${route.stage}${runs}${route.share === null ? "" : `, share ${route.share}`}`);
+      over.hidden = !route.overlay;
+      say(over, route.overlay || "");
+      const quiet = ((state.progress && state.progress.silence) || []).find((one) => one.route === name);
+      silent.hidden = !quiet;
+      say(silent, quiet ? quiet.told : "");
+      const phase = route.rollout && route.rollout.phase;
+      const offer = [
+        !route.held && (route.stage === "canary" || route.stage === "migrated") && "rollback",
+        (route.held || phase === "rolled_back" || phase === "frozen") && "resume",
+        !route.held && (phase === "running" || phase === "frozen") && "promote",
+      ].filter(Boolean);
+      // A button that is drawn anew is one that nobody can press.
+      if (offered !== offer.join()) {
+        offered = offer.join();
+        actions.replaceChildren(...offer.map((word) => make("button", { type: "button", class: word === "rollback" ? "danger" : "", onclick: (event) => act(word, event.target) }, { rollback: "Roll back…", resume: "Resume…", promote: "Promote…" }[word])));
+      }
+      numbers.replaceChildren(...describe(route));
     }
 
-    function act(word, label, told, danger) {
+    function act(word, button) {
+      const route = state.routes.get(name);
+      if (!route) return;
+      // What is promoted is what was seen when it was asked for.
+      const from = word === "promote" ? route.rollout.share : null;
+      const next = word === "promote" ? route.rollout.steps[route.rollout.step || 0] || "its end" : null;
+      const [label, told] = {
+        rollback: ["Roll back now", `Put ${name} back to the monolith, for all requests, until somebody resumes it?`],
+        resume: ["Resume", `Have ${name} follow the file again? A rollout that was taken back starts afresh.`],
+        promote: ["Promote", `Take ${name} from ${from} to ${next} now, whatever the evidence says?`],
+      }[word];
       const who = make("input", { autocomplete: "name", maxlength: 100, value: localStorage.getItem("who") || "" });
       const why = make("input", { maxlength: 400, required: true });
-      const said = make("p", { role: "alert", class: "bad" });
-      const go = make("button", { type: "submit", class: danger ? "danger" : "primary" }, label);
-      const cancel = make("button", { type: "button", onclick: () => form.replaceChildren() }, "Cancel");
+      const wrong = make("p", { role: "alert", class: "bad" });
+      const go = make("button", { type: "submit", class: word === "resume" ? "primary" : "danger" }, label);
+      const done = (text) => {
+        form.replaceChildren();
+        say(said, text);
+        if (text) said.focus();
+        else if (button.isConnected) button.focus();
+      };
+      say(said, "");
       form.replaceChildren(make("form", {
         class: "ask",
         onsubmit: async (event) => {
@@ -474,50 +607,32 @@
           go.disabled = true;
           localStorage.setItem("who", who.value);
           const wanted = { who: who.value || "board", why: why.value };
-          const route = state.routes.get(name);
-          if (word === "promote" && route && route.rollout) wanted.from = route.rollout.share;
+          if (from !== null) wanted.from = from;
           try {
             const response = await call(`/api/routes/${encodeURIComponent(name)}/${word}`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(wanted) });
-            const done = await response.json();
-            form.replaceChildren(make("p", { role: "status" }, done.warning || (done.result === "done" ? "Done." : "Nothing to do: it is so already.")));
+            const told = await response.json();
+            done(told.warning || (told.result === "done" ? "Done." : "Nothing to do: it is so already."));
             refresh();
           } catch (error) {
-            said.textContent = error.message;
+            say(wrong, error.message);
             go.disabled = false;
           }
         },
-      }, make("p", {}, told), make("label", {}, "Why", why), make("label", {}, "Who", who), said, make("div", { class: "actions" }, go, cancel)));
+      }, make("p", {}, told), make("label", {}, "Why", why), make("label", {}, "Who", who), wrong, make("div", { class: "actions" }, go, make("button", { type: "button", onclick: () => done("") }, "Cancel"))));
       why.focus();
     }
   }
   $("detail").addEventListener("close", () => { detail = null; });
 
-  function describe(route, act, close) {
-    const head = make("div", { class: "head" }, make("div", {}, make("h2", { id: "detail-title" }, route.name), make("p", { class: "mono dim" }, `${route.match || "what no route claims"} · ${route.baseline}${route.service ? ` → ${route.service}` : ""}`)), make("button", { type: "button", onclick: close }, "Close"));
-    const parts = [head];
-    const runs = route.runs === route.stage ? "" : `, runs as ${route.runs}`;
-    parts.push(make("p", {}, `Stage ${route.stage}${runs}${route.share === null ? "" : `, share ${route.share}`}`));
-    if (route.overlay) parts.push(make("p", { class: "pill warn" }, route.overlay));
-    const silent = ((state.progress && state.progress.silence) || []).find((one) => one.route === route.name);
-    if (silent) parts.push(make("p", {}, silent.told));
-    const actions = make("div", { class: "actions" });
-    const phase = route.rollout && route.rollout.phase;
-    if (!route.held && (route.stage === "canary" || route.stage === "migrated")) {
-      actions.append(make("button", { type: "button", class: "danger", onclick: () => act("rollback", "Roll back now", `Put ${route.name} back to the monolith, for all requests, until somebody resumes it?`, true) }, "Roll back…"));
-    }
-    if (route.held || phase === "rolled_back" || phase === "frozen") {
-      actions.append(make("button", { type: "button", onclick: () => act("resume", "Resume", `Have ${route.name} follow the file again? A rollout that was taken back starts afresh.`, false) }, "Resume…"));
-    }
-    if (!route.held && (phase === "running" || phase === "frozen")) {
-      actions.append(make("button", { type: "button", onclick: () => act("promote", "Promote", `Take ${route.name} to its next step now, whatever the evidence says?`, true) }, "Promote…"));
-    }
-    parts.push(actions);
+  /** What changes all the time of a route. */
+  function describe(route) {
+    const parts = [];
     const classes = ["2xx", "3xx", "4xx", "5xx", "aborted"];
-    const row = (label, arm, now) => {
-      const total = classes.reduce((sum, name) => sum + arm[name], 0);
-      return make("tr", {}, make("th", { scope: "row" }, label), make("td", { class: "n" }, now ? number(now.rps, 1) : "–"), make("td", { class: "n" }, now && now.rps ? `${number(now.errors, 2)} %` : "–"), make("td", { class: "n" }, now && now.p99_ms !== null ? `${number(now.p99_ms, 1)} ms` : "–"), make("td", { class: "n" }, number(total)), ...classes.map((name) => make("td", { class: "n" }, number(arm[name]))));
+    const row = (label, counts, now) => {
+      const total = classes.reduce((sum, name) => sum + counts[name], 0);
+      return make("tr", {}, make("th", { scope: "row" }, label), make("td", { class: "n" }, now ? rate(now.rps) : "–"), make("td", { class: "n" }, now && now.rps ? share(now.errors, 2) : "–"), make("td", { class: "n" }, now ? time(now.p99_ms) : "–"), make("td", { class: "n" }, number(total)), ...classes.map((name) => make("td", { class: "n" }, number(counts[name]))));
     };
-    parts.push(table(["", "req/s", "5xx", "p99", "requests", ...classes], [row("monolith", route.requests.legacy, route.now.legacy), row("service", route.requests.service, route.now.service), row("gateway", route.requests.gateway, null)]));
+    parts.push(table("Requests", ["", "last minute", "5xx", "p99", "since the start", ...classes], [row("monolith", route.requests.legacy, route.now.legacy), row("service", route.requests.service, route.now.service), row("gateway", route.requests.gateway, null)]));
     if (route.rollout) parts.push(...rollout(route.rollout));
     for (const [label, name] of [["service", route.service], ["monolith", route.baseline]]) {
       const upstream = state.upstreams.get(name);
@@ -536,15 +651,15 @@
     const evidence = told.evidence || {};
     const pair = (label, values, unit) => values && make("tr", {}, make("th", { scope: "row" }, label), ...values.map((value) => make("td", { class: "n" }, value === null ? "–" : `${number(value, 2)}${unit}`)));
     const rows = [pair("requests of this step", evidence.requests, ""), pair("that count", evidence.counted, ""), pair("failures", evidence.errors, " %"), pair("4xx", evidence.client_errors, " %"), pair("p99", evidence.p99_ms, " ms")].filter(Boolean);
-    if (rows.length) parts.push(table(["evidence", "monolith", "service"], rows));
+    if (rows.length) parts.push(table("Evidence", ["evidence", "monolith", "service"], rows));
     if (evidence.compared && evidence.compared[0] > 0) parts.push(make("p", {}, `${number(evidence.compared[1])} of ${number(evidence.compared[0])} compared answers differ`));
     return parts;
   }
 
   function drawShadow(box, told) {
-    const parts = [make("h3", {}, "Parity"), make("p", {}, told.compared ? `${number(told.compared)} answers compared: ${number(told.matched)} match, ${number(told.mismatched)} differ, ${number(told.undecided)} undecided${told.parity_percent === null ? "" : `; parity ${number(told.parity_percent, 3)} %`}` : "No answer was compared yet.")];
+    const parts = [make("h3", {}, "Parity"), make("p", {}, told.compared ? `${number(told.compared)} answers compared: ${number(told.matched)} match, ${number(told.mismatched)} differ, ${number(told.undecided)} undecided${told.parity_percent === null ? "" : `; parity ${share(told.parity_percent, 3)}`}` : "No answer was compared yet.")];
     if (told.fields.length) {
-      parts.push(table(["field", "judgement", "differs", "noise", "example"], told.fields.slice(0, 50).map((field) => {
+      parts.push(table("Fields that differ", ["field", "judgement", "differs", "noise", "example"], told.fields.slice(0, 50).map((field) => {
         const example = field.examples[0];
         return make("tr", {}, make("td", { class: "mono" }, field.field), make("td", { class: field.judgement === "reported" ? "bad" : "" }, field.judgement), make("td", { class: "n" }, `${number(field.percent, 2)} %`), make("td", { class: "n" }, field.noise_percent === null ? "–" : `${number(field.noise_percent, 2)} %`), make("td", { class: "mono" }, example ? `${example.request}: ${example.control} ≠ ${example.candidate}` : ""));
       })));
@@ -552,8 +667,8 @@
     box.replaceChildren(...parts);
   }
 
-  function table(head, rows) {
-    return make("div", { class: "wide" }, make("table", {}, make("thead", {}, make("tr", {}, ...head.map((text, n) => make("th", { scope: "col", class: n ? "n" : "" }, text)))), make("tbody", {}, ...rows)));
+  function table(name, head, rows) {
+    return make("div", { class: "wide", role: "region", "aria-label": name, tabindex: 0 }, make("table", {}, make("thead", {}, make("tr", {}, ...head.map((text, n) => make("th", { scope: "col", class: n ? "n" : "" }, text)))), make("tbody", {}, ...rows)));
   }
 
   function health(upstream) {
@@ -585,31 +700,58 @@
   let inventory = null;
   let tab = TABS[0];
   let most = 100;
+  let loading = false;
+  let seen = true;
+  const tabs = TABS.map((one) => make("button", { type: "button", role: "tab", id: `tab-${one[0]}`, "aria-controls": "panel", onclick: () => choose(one) }, one[1]));
+  $("tabs").append(...tabs);
+  $("tabs").addEventListener("keydown", (event) => {
+    const at = TABS.indexOf(tab);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: TABS.length - 1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    choose(TABS[(to + TABS.length) % TABS.length]);
+    $(`tab-${tab[0]}`).focus();
+  });
+  new IntersectionObserver((entries) => {
+    seen = entries[0].isIntersecting;
+    if (seen) loadInventory();
+  }).observe($("panel"));
+
+  function choose(one) {
+    tab = one;
+    most = 100;
+    drawInventory();
+    loadInventory();
+  }
 
   function loadInventory() {
-    call("/api/inventory").then((r) => r.json()).then((told) => {
+    if (loading || document.hidden) return;
+    loading = true;
+    read("/api/inventory").then((told) => {
       inventory = told;
       drawInventory();
-    }).catch((error) => notice(error.message));
+    }).catch(failed).finally(() => { loading = false; });
   }
 
   function drawInventory() {
+    TABS.forEach((one, n) => {
+      tabs[n].setAttribute("aria-selected", String(one === tab));
+      tabs[n].tabIndex = one === tab ? 0 : -1;
+      if (inventory) say(tabs[n], `${one[1]} (${number(inventory.endpoints.filter(one[2]).length)})`);
+    });
+    $("panel").setAttribute("aria-labelledby", `tab-${tab[0]}`);
     if (!inventory) return;
-    $("tabs").replaceChildren(...TABS.map((one) => make("button", {
-      type: "button", role: "tab", "aria-selected": one === tab ? "true" : "false", id: `tab-${one[0]}`,
-      onclick: () => { tab = one; most = 100; drawInventory(); $(`tab-${one[0]}`).focus(); loadInventory(); },
-    }, `${one[1]} (${number(inventory.endpoints.filter(one[2]).length)})`)));
     const wanted = $("search").value.trim().toLowerCase();
     const rows = inventory.endpoints.filter((e) => tab[2](e) && (!wanted || `${e.method} ${e.path} ${e.route || ""}`.toLowerCase().includes(wanted)));
     const told = { legacy: "By traffic: what is worth migrating first.", never_called: "Documented, and nobody calls it: delete it, do not migrate it.", canary: "The service answers its cohort.", moved: "The monolith has no part in these any more.", unrouted: "No route claims these: the monolith answers." }[tab[0]];
     const lost = inventory.dropped + inventory.beyond;
-    $("inventory-told").textContent = `${told} Watched since ${inventory.since ? moment(inventory.since) : "–"}.${lost ? ` ${number(lost)} requests are not in it.` : ""}`;
+    say($("inventory-told"), `${told} Watched since ${inventory.since ? moment(inventory.since) : "–"}.${lost ? ` ${number(lost)} requests are not in it.` : ""}`);
     const count = (e, name) => (e.arms[name] ? number(e.arms[name].per_hour) : "–");
-    const p99 = (e, name) => (e.arms[name] && e.arms[name].p99_ms !== null ? `${number(e.arms[name].p99_ms, 1)} ms` : "–");
+    const p99 = (e, name) => (e.arms[name] ? time(e.arms[name].p99_ms) : "–");
     const errors = (e) => {
       const all = Object.values(e.arms).reduce((sum, one) => sum + one.counts.requests, 0);
-      const failed = Object.values(e.arms).reduce((sum, one) => sum + (one.counts.errors || 0), 0);
-      return all ? `${number((failed * 100) / all, 2)} %` : "–";
+      const bad = Object.values(e.arms).reduce((sum, one) => sum + (one.counts.errors || 0), 0);
+      return all ? share((bad * 100) / all, 2) : "–";
     };
     $("endpoints").replaceChildren(...rows.slice(0, most).map((e) => make("tr", {}, make("td", { class: "mono" }, `${e.method} ${e.path}`), make("td", {}, e.route || "–"), make("td", {}, e.state.replace("_", " ")), make("td", { class: "n" }, number(e.per_hour)), make("td", { class: "n" }, count(e, "legacy")), make("td", { class: "n" }, count(e, "service")), make("td", { class: "n" }, errors(e)), make("td", { class: "n" }, p99(e, "legacy")), make("td", { class: "n" }, p99(e, "service")), make("td", {}, e.last_seen ? moment(e.last_seen) : "never"))));
     $("more").hidden = rows.length <= most;
@@ -621,27 +763,34 @@
     const step = change.from || change.to ? `${change.from || "–"} → ${change.to || "–"}` : "";
     return make("li", {}, make("time", { datetime: change.at, class: "dim" }, moment(change.at)), make("strong", {}, change.route || ""), make("span", {}, `${change.action} ${step}`), make("span", { class: "dim" }, `by ${change.who}: ${change.why}`));
   }
+  // The journal has what changed of routes; of files this tab knows what it has seen.
+  const changes = new Map();
+  let noted = 0;
+  function drawHistory() {
+    const all = [...changes.values()].sort((a, b) => (a.at < b.at ? 1 : -1)).slice(0, 200);
+    $("history").replaceChildren(...(all.length ? all.map(changeLine) : [make("li", { class: "dim" }, "nothing was changed yet")]));
+  }
   function loadHistory() {
-    call("/api/history?limit=100").then((r) => r.json()).then((told) => {
-      $("history").replaceChildren(...(told.changes.length ? told.changes.map(changeLine) : [make("li", { class: "dim" }, "nothing was changed yet")]));
-    }).catch((error) => notice(error.message));
+    read("/api/history?limit=100").then((told) => {
+      for (const change of told.changes) changes.set(change.id, change);
+      drawHistory();
+    }).catch(failed);
   }
   function addHistory(change) {
-    const list = $("history");
-    if (!list.querySelector("time")) list.replaceChildren();
-    list.prepend(changeLine(change));
-    while (list.children.length > 200) list.lastChild.remove();
+    noted += 1;
+    changes.set(change.id || `file ${noted}`, change);
+    if (changes.size > 400) for (const key of [...changes.keys()].slice(0, 100)) changes.delete(key);
+    drawHistory();
   }
 
   // ---- begin ----
 
   function theme(value) {
-    const dark = value ? value === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    const isDark = value ? value === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     if (value) document.documentElement.dataset.theme = value;
-    $("theme").setAttribute("aria-pressed", String(dark));
-    $("theme").textContent = dark ? "Light" : "Dark";
+    $("theme").textContent = isDark ? "Light" : "Dark";
     repaint();
-    return dark;
+    return isDark;
   }
   let dark = theme(localStorage.getItem("theme"));
   $("theme").addEventListener("click", () => {
@@ -651,14 +800,29 @@
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { dark = theme(localStorage.getItem("theme")); });
   $("filter").addEventListener("submit", (event) => event.preventDefault());
-  $("search").addEventListener("input", () => { arrange(); drawInventory(); });
+  let typing = 0;
+  $("search").addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = setTimeout(() => { arrange(); drawInventory(); }, 120);
+  });
   $("sort").addEventListener("change", arrange);
   $("tag").addEventListener("change", () => { arrange(); drawProgress(); });
-  $("when").addEventListener("input", () => lookAt(Number($("when").value)));
+  $("when").addEventListener("input", () => lookBack(Number($("when").value)));
   $("more").addEventListener("click", () => { most += 400; drawInventory(); });
-  // Not under the hands of somebody who is reading a card.
-  setInterval(() => { if (!document.activeElement || !document.activeElement.classList.contains("card")) arrange(); }, 15000);
-  setInterval(loadInventory, 15000);
+  // Not under the hands of somebody who is at a card.
+  let touched = 0;
+  $("columns").addEventListener("pointermove", () => { touched = Date.now(); });
+  setInterval(() => {
+    const active = document.activeElement;
+    if (!document.hidden && Date.now() - touched > 10000 && !(active && active.classList.contains("card"))) arrange();
+  }, 15000);
+  setInterval(() => { if (seen && isLive()) loadInventory(); }, 15000);
+  setInterval(() => { if (detail && isLive() && !document.hidden) detail.refresh(); }, 5000);
+  // The gateway folds what is old into coarser points.
+  setInterval(() => {
+    if (isLive() && !document.hidden) read("/api/progress").then((told) => { state.points = told.points; state.progress = told; drawProgress(); }).catch(failed);
+  }, 300000);
+  drawInventory();
   plant();
   plan();
   grow(null, "nothing is known yet");

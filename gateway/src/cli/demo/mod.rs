@@ -86,7 +86,7 @@ async fn tell(once: bool) -> anyhow::Result<bool> {
     println!();
     if story.good {
         println!(
-            "Every step showed what it says. {} requests, {} failed; {fig:.1} % of them are off the monolith.",
+            "Every step showed what it says. {} requests, {} failed; of late, {fig:.1} % are off the monolith.",
             load.total(),
             load.failed()
         );

@@ -33,6 +33,7 @@ pub(super) fn check_telemetry(sources: &mut Sources) {
     let Some(tracing) = sources.file.tracing.clone() else { return };
     let at = root.down("tracing");
     if let Err(help) = split_url(&tracing.otlp) {
+        let help = format!("{help}; a collector is like `http://127.0.0.1:4318`");
         sources.error(&at.down("otlp"), format!("not a URL: `{}`", tracing.otlp), &help);
     }
     if tracing.service.is_empty() {

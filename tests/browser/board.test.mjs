@@ -1,5 +1,6 @@
 // The board in a real Chromium, in front of the real gateway.
 import assert from "node:assert/strict";
+import { connect, createServer } from "node:net";
 import { after, before, test } from "node:test";
 import { Stage, ask, browser, live, open, until } from "./stage.mjs";
 
@@ -51,12 +52,14 @@ scene("it loads under its policy without an error, and shows a flip", ROUTES, as
   // Traffic shows on the card, and the fig grows.
   const load = setInterval(() => ask(stage.port, "/api/orders/1").catch(() => {}), 20);
   try {
-    await page.waitForFunction(() => /[1-9]/.test([...document.querySelectorAll(".card")].find((c) => c.querySelector("strong").textContent === "orders").querySelectorAll(".arms .n")[3].textContent));
+    await page.waitForFunction(() => [...document.querySelectorAll(".card")].some((card) => /^orders;.*service [1-9]/.test(card.getAttribute("aria-label"))));
     await page.locator("#shares dd", { hasText: "100 %" }).first().waitFor();
     await page.locator("#tree-told", { hasText: "100 % of the monolith's requests are strangled" }).waitFor();
     assert.equal(await page.locator(".brick.gone").count(), 100);
     await page.waitForFunction(() => document.querySelector("#chart canvas") !== null);
-    await page.getByRole("tab", { name: /Moved/ }).click();
+    await page.getByRole("tab", { name: /Still on/ }).focus();
+    for (let n = 0; n < 3; n++) await page.keyboard.press("ArrowRight");
+    assert.equal(await page.getByRole("tab", { name: /Moved/ }).getAttribute("aria-selected"), "true");
     await page.locator("#endpoints", { hasText: "GET /api/orders/{id}" }).waitFor();
   } finally {
     clearInterval(load);
@@ -100,6 +103,58 @@ scene("a route is rolled back and resumed from it, by the keyboard alone", ROUTE
   await page.context().close();
 });
 
+// The dialog was drawn anew with each second's numbers: whoever had a button under the finger pressed one that was gone.
+scene("a button of a busy route stays where it is", ROUTES, async (stage) => {
+  const load = setInterval(() => ask(stage.port, "/api/users/1").catch(() => {}), 10);
+  try {
+    const page = await open(chrome, stage.board);
+    await live(page);
+    await card(page, "users").click();
+    const button = await page.locator("#detail").getByRole("button", { name: "Roll back…" }).elementHandle();
+    await button.focus();
+    const numbers = page.locator("#detail tbody td").nth(3);
+    const before = await numbers.textContent();
+    await page.waitForFunction(([cell, text]) => cell.isConnected === false || cell.textContent !== text, [await numbers.elementHandle(), before]);
+    assert.ok(await button.evaluate((node) => node.isConnected && document.activeElement === node), "it is the same button, and has the focus");
+    // A route that the file loses while somebody looks at it.
+    await stage.write((text) => text.slice(0, text.indexOf("  - name: users")));
+    await page.locator("#detail").getByText("does not have this route any more").waitFor();
+    assert.equal(await page.locator("#detail .actions button").count(), 0);
+    assert.deepEqual(page.wrong, []);
+    await page.context().close();
+  } finally {
+    clearInterval(load);
+  }
+});
+
+// A laptop that slept, a tunnel that died: no end of the connection ever arrives.
+scene("a connection that has died without a word is noticed", ROUTES, async (stage) => {
+  const pipes = new Set();
+  let dead = false;
+  const proxy = createServer((client) => {
+    const server = connect(stage.admin, "127.0.0.1");
+    pipes.add(client).add(server);
+    client.on("data", (data) => dead || server.write(data)).on("error", () => {}).on("close", () => server.destroy());
+    server.on("data", (data) => dead || client.write(data)).on("error", () => {}).on("close", () => dead || client.destroy());
+  });
+  await new Promise((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+  try {
+    const page = await open(chrome, `http://127.0.0.1:${proxy.address().port}/`);
+    await live(page);
+    await card(page, "orders").waitFor();
+    dead = true;
+    await page.locator("#link", { hasText: "disconnected" }).waitFor();
+    dead = false;
+    await stage.write((text) => text.replace("stage: legacy", "stage: migrated"));
+    await live(page);
+    await column(page, "migrated").getByText("orders", { exact: true }).waitFor();
+    await page.context().close();
+  } finally {
+    for (const pipe of pipes) pipe.destroy();
+    proxy.close();
+  }
+});
+
 scene("it survives a restart of the gateway", ROUTES, async (stage) => {
   const page = await open(chrome, stage.board);
   await live(page);
@@ -125,6 +180,8 @@ scene("it holds at 360 pixels, in both themes", ROUTES, async (stage) => {
     await card(page, "users").click();
     const box = await page.locator("#detail").boundingBox();
     assert.ok(box.x >= 0 && box.x + box.width <= 360, JSON.stringify(box));
+    const inside = await page.locator("#detail").evaluate((node) => node.scrollWidth - node.clientWidth);
+    assert.ok(inside <= 0, `${inside} pixels do not fit into the dialog`);
     await page.keyboard.press("Escape");
     const back = await page.evaluate(() => getComputedStyle(document.documentElement).backgroundColor);
     const dark = Number(/\d+/.exec(back)[0]) < 128;

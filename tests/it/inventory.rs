@@ -324,7 +324,7 @@ async fn flood(address: std::net::SocketAddr, paths: impl Iterator<Item = String
 }
 
 /// A monolith that answers 200 whatever it is asked, and clients that ask for everything once: nothing grows beyond its bound, and
-/// what people really use stays listed. With `REQUESTS=1000000` this is what CI runs with the release build.
+/// what people really use stays listed. CI runs it with `REQUESTS=200000` and the release build.
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_paths_take_no_more_memory_than_there_is_for_them() {
     let legacy = Origin::start(|_| Reply::ok("")).await;

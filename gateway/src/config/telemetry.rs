@@ -39,7 +39,7 @@ impl ShortForm for AccessLogConfig {
 pub enum RedactField {
     /// The client's address: its network is told, `/24` of IPv4 and `/48` of IPv6.
     Client,
-    /// What varies in the path: segments that the route's pattern leaves open, numbers, ids, and names with a dash or a digit, each told as `*`.
+    /// The path: only what the route's own pattern names is told, each other segment as `*`.
     Path,
     /// The host asked for.
     Host,

@@ -27,8 +27,8 @@
   /** A share that is not whole is never shown as if it were. */
   const share = (value, digits = 1) => `${number(value >= 100 ? 100 : Math.floor(value * 10 ** digits) / 10 ** digits, digits)} %`;
   const shown = (value) => (value === null ? "–" : share(value));
-  const rate = (rps) => (rps > 0 && rps < 0.1 ? "<0.1/s" : `${number(rps, 1)}/s`);
-  const time = (ms) => (ms === null ? "–" : `${number(ms, ms < 10 ? 1 : 0)} ms`);
+  const rate = (rps) => (rps > 0 && rps < 0.1 ? "<0.1/s" : `${number(rps, rps < 100 ? 1 : 0)}/s`);
+  const time = (ms) => (ms === null ? "–" : ms < 10_000 ? `${number(ms, ms < 10 ? 1 : 0)} ms` : `${number(ms / 1000, 1)} s`);
   /** Sets a text where it is another: what is read aloud is not said again. */
   const say = (node, text) => { if (node.textContent !== text) node.textContent = text; };
   const moment = (text) => new Date(text).toLocaleString("en-GB", { dateStyle: "short", timeStyle: "medium" });
@@ -439,7 +439,7 @@
       const steps = route.rollout ? `; steps ${route.rollout.steps.join(", ")}` : "";
       children.push(make("span", { class: "dim" }, `${route.share}${steps}`));
     }
-    const head = ["last minute", "req", "5xx", "p99"].map((text, n) => make("span", { class: n ? "n dim" : "dim" }, text));
+    const head = ["1 min", "req", "5xx", "p99"].map((text, n) => make("span", { class: n ? "n dim" : "dim" }, text));
     children.push(make("div", { class: "arms" }, ...head, ...arm("monolith", route.now.legacy), ...(route.service ? arm("service", route.now.service) : [])));
     const found = troubles(route);
     const said = [route.name, `stage ${route.stage}`, route.share && `share ${route.share}`, ...found.map(([, text]) => text), armSaid("monolith", route.now.legacy), route.service && armSaid("service", route.now.service)];

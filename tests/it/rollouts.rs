@@ -430,8 +430,9 @@ async fn what_could_not_be_journaled_is_once_it_can() {
     let path = folder.path().join("routes.yaml");
     std::fs::write(&path, Gateway::whole(&yaml(&[("legacy", legacy.url()), ("orders", orders.url())], route))).unwrap();
     let gateway = Gateway::start_on(&path, &[]).await;
-    // A file is where the folder should be.
-    std::fs::write(folder.path().join("state"), "").unwrap();
+    // A folder is where the file should be. (A file in place of `state/` would race with the inventory, which makes that folder.)
+    let journal = folder.path().join("state/journal.redb");
+    std::fs::create_dir_all(&journal).unwrap();
     // A rollout that tries to begin all the time does not keep the journal from being tried again.
     let ramp = "  - {name: ramp, match: /ramp, upstream: orders, stage: canary, canary: {by: [header:x-user]}, rollout: {steps: [50%]}}\n";
     let both = format!("{route}{ramp}");
@@ -440,7 +441,7 @@ async fn what_could_not_be_journaled_is_once_it_can() {
     let done = wish(&gateway, "rollback", r#"{"who": "ann"}"#).await;
     assert!(done.json()["warning"].as_str().unwrap().contains("will not outlive"), "{}", done.text());
     assert_eq!(get(gateway.address, "/orders/1").await.field("x-served-by"), "legacy");
-    std::fs::remove_file(folder.path().join("state")).unwrap();
+    std::fs::remove_dir(&journal).unwrap();
     until("it is written down", async || history(&gateway).await.iter().any(|change| change["who"] == "ann")).await;
     until("the rollout begins", async || gateway.api("/api/routes/ramp").await["share"] == "50%").await;
     assert!(gateway.api("/api/status").await["state"]["error"].is_null());

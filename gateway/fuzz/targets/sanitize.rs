@@ -13,6 +13,7 @@ use gateway::{
         head::{Limits, MAX_FIELDS, parse_request},
         write,
     },
+    inventory::feed::Feed,
     layers::sanitize::Sanitize,
     snapshot::Store,
     telemetry::access_log::Writer,
@@ -52,9 +53,10 @@ fn stage() -> Stage {
     let file = folder.path().join("routes.yaml");
     std::fs::write(&file, "upstreams: {legacy: {url: \"http://127.0.0.1:9\"}}\ntrusted_proxies: [10.0.0.0/8]\n").unwrap();
     let store = Arc::new(Store::open(&file, 1).unwrap());
-    let writer = Writer::start(std::io::sink()).unwrap();
+    let writer = Writer::start(Box::new(std::io::sink()), store.process.clone()).unwrap();
+    let feed = Feed::new(std::sync::mpsc::sync_channel(1).0, Arc::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default()).unwrap();
-    let worker = runtime.block_on(async { Worker::new(0, store.clone(), writer.log(store.process.clone()), 1) });
+    let worker = runtime.block_on(async { Worker::new(0, store.clone(), writer.log(store.process.clone()), feed, 1) });
     Stage { runtime, worker }
 }
 

@@ -430,7 +430,7 @@ async fn what_could_not_be_journaled_is_once_it_can() {
     let path = folder.path().join("routes.yaml");
     std::fs::write(&path, Gateway::whole(&yaml(&[("legacy", legacy.url()), ("orders", orders.url())], route))).unwrap();
     let gateway = Gateway::start_on(&path, &[]).await;
-    // A folder is where the file should be. (A file in place of `state/` would race with the inventory, which makes that folder.)
+    // A folder is where the file should be: `state/` itself is there, since the inventory makes it before anybody is served.
     let journal = folder.path().join("state/journal.redb");
     std::fs::create_dir_all(&journal).unwrap();
     // A rollout that tries to begin all the time does not keep the journal from being tried again.
